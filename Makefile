@@ -1,0 +1,77 @@
+# `make help` lists what there is to do. The environment, .venv, is made once, and again when its pins change.
+BIN := $(CURDIR)/.venv/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+ENV := .venv/.stamp
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHONS := python3 python3.13 python3.12 python3.11
+PYTHON ?= $(firstword $(foreach p,$(PYTHONS),$(shell $(p) -c "$(NEW_ENOUGH)" 2>/dev/null && echo $(p))))
+
+export PATH := $(BIN):$(PATH)
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export WANDB_MODE ?= disabled
+# nothing here downloads a model, except in the targets where you ask for one; HF_HUB_OFFLINE=0 lifts it
+demo test notebooks docs: export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test export notebooks readme docs lab bench zoo wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(ENV): requirements-dev.txt setup.py settings.ini
+	@"$(PYTHON)" -c "$(NEW_ENOUGH)" 2>/dev/null || { \
+	  echo "sage_nb needs Python 3.11 or newer. Where is it? make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into .venv: about 2.5 GB, a few minutes the first time"
+	@test -x $(PY) || "$(PYTHON)" -m venv .venv
+	@$(PIP) $$(grep '^torch==' requirements-dev.txt)
+	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(ENV) ## evaluate the embedded model and SAEs on IOI; writes demo/report.html
+	@$(BIN)/sage_nb evaluate --model tiny-gpt2 --task ioi --saes tiny-gpt2-res-topk --out demo
+	@echo "The report: $(CURDIR)/demo/report.html"
+
+test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
+	@printf '\n== modules are what the notebooks export ==\n'
+	@$(PY) scripts/check_export.py
+	@printf '\n== README.md is what nbs/index.ipynb says ==\n'
+	@$(PY) scripts/readme.py --check
+	@printf '\n== docs process ==\n'
+	@$(PY) scripts/docs.py --no-render
+	@printf '\n== notebooks run ==\n'
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	@printf '\n== tests/ ==\n'
+	@$(PY) -m pytest -q tests
+
+export: $(ENV) ## write sage_nb/*.py from the notebooks, and clean the notebooks
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+
+notebooks: $(ENV) ## run the notebooks and save their outputs (one: NB=nbs/00_activations.ipynb; FLAGS="slow gpu")
+	@$(PY) scripts/run_notebooks.py --flags "$(FLAGS)" $(NB)
+
+readme: $(ENV) ## write README.md from nbs/index.ipynb
+	@$(PY) scripts/readme.py
+
+docs: $(ENV) ## process the doc site; render it to _docs/ where Quarto is installed
+	@$(PY) scripts/docs.py
+
+lab: $(ENV) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab nbs
+
+bench: $(ENV) ## run every benchmarks/*.py
+	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "== $$f"; $(PY) $$f || exit 1; done
+
+zoo: $(ENV) ## train the embedded models and SAEs again
+	@$(PY) -m sage_nb.zoo
+
+wheel: $(ENV) ## build the wheel and the source archive into dist/
+	@rm -rf build dist
+	@$(PY) -m build -qq --no-isolation . >/dev/null
+	@ls -1 dist/*
+
+clean: ## remove what the targets made, except .venv
+	@rm -rf _docs _proc build dist demo .pytest_cache .hypothesis nbs/nbdev.yml
+	@find nbs sage_nb tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

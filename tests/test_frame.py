@@ -1,0 +1,255 @@
+"""The frame around the science: notebooks, modules, package and pins must say the same thing."""
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+LIB = ROOT / "sage_nb"
+PLANNED = {  # pages that the index and the sidebar may name before they are written; empty in a release
+    "tutorials/quickstart.ipynb", "00_activations.ipynb", "01_models.ipynb", "02_tasks.ipynb", "03_attribution.ipynb",
+    "04_sections.ipynb", "05_dictionaries.ipynb", "06_saes.ipynb", "07_reconstruction.ipynb", "08_faithfulness.ipynb",
+    "09_control.ipynb", "10_interpretability.ipynb", "11_evaluation.ipynb", "12_sweeps.ipynb", "13_plots.ipynb",
+    "14_widgets.ipynb", "15_zoo.ipynb", "16_cli.ipynb",
+}
+NBDEV_DIRECTIVES = set("default_exp export exporti exports hide hide_line exec_doc filter_stream".split())
+QUARTO_DIRECTIVES = set("eval echo output include warning error label layout-ncol fold".split())
+
+cfg = ConfigParser(delimiters=["="])
+cfg.read(ROOT / "settings.ini", encoding="utf-8")
+cfg = cfg["DEFAULT"]
+
+
+def page(path): return path.relative_to(NBS).as_posix()
+
+
+NOTEBOOKS = {page(p): p for p in sorted(NBS.rglob("*.ipynb")) if not re.search(r"(^|/)[._]", page(p))}
+ROOMS = {m[1]: NOTEBOOKS[name] for name in NOTEBOOKS if (m := re.fullmatch(r"\d\d_(\w+)\.ipynb", name))}
+each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
+each_room = pytest.mark.parametrize("room", ROOMS)
+
+
+def cells(path, kind=None):
+    "The notebook's cells (of one kind), source and outputs as they are saved."
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [dict(c, source="".join(c["source"])) for c in found if kind in (None, c["cell_type"])]
+
+
+def directives(source):
+    "The words after `#|` at the top of a cell."
+    for line in source.splitlines():
+        if not (m := re.match(r"\s*#\s*\|\s*([\w-]*)", line)): return
+        yield m[1]
+
+
+def installed(req):
+    "None if the environment satisfies the requirement, else what is wrong."
+    try: have = version(req.name)
+    except PackageNotFoundError: return f"{req} is not installed"
+    return None if req.specifier.contains(have.split("+")[0], prereleases=True) else f"{req}, but {have} is installed"
+
+
+def dev_pins():
+    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def runtime_requirements(): return [Requirement(r) for r in cfg["requirements"].split()]
+
+
+# Notebooks and modules
+
+def test_modules_are_rooms():
+    modules = {p.stem for p in LIB.glob("*.py")} - {"__init__", "_modidx"}
+    assert ROOMS, "no room (nbs/NN_word.ipynb) was found"
+    assert modules == set(ROOMS), "nbs/NN_word.ipynb exports sage_nb/word.py and nothing else does: run `make export`"
+
+
+@each_room
+def test_room_anatomy(room):
+    code = [c["source"] for c in cells(ROOMS[room], "code")]
+    assert re.search(rf"^#\|\s*default_exp {room}$", "\n".join(code), re.M), f"its default_exp is not {room}"
+    last = code[-1]
+    assert "nbdev_export()" in last and "hide" in directives(last), "the last code cell is a hidden nbdev_export()"
+
+
+@each_notebook
+def test_first_cell_is_title_and_promise(name):
+    title, *rest = [line for line in cells(NOTEBOOKS[name])[0]["source"].splitlines() if line.strip()]
+    assert re.match(r"# \S", title), "the first cell starts with `# title`"
+    prose = [line for line in rest if not re.match(r"- \w+: ", line)]  # `- key: value` is metadata for nbdev
+    assert len(prose) == 1 and prose[0].startswith("> "), \
+        "the first cell is `# title` and one `> promise`: the doc site drops anything else that stands there"
+
+
+@each_notebook
+def test_directives_are_known(name):
+    known = NBDEV_DIRECTIVES | QUARTO_DIRECTIVES | set(cfg["tst_flags"].split())
+    used = {d for c in cells(NOTEBOOKS[name], "code") for d in directives(c["source"])}
+    unknown = {d for d in used - known if not d.startswith(("fig-", "tbl-", "code-"))}
+    assert not unknown, f"nbdev ignores a directive it does not know, so a typo here loses a cell: {unknown}"
+
+
+@each_room
+def test_room_imports_only_lower_rooms(room):
+    number = {r: p.name[:2] for r, p in ROOMS.items()}
+    code = "\n".join(c["source"] for c in cells(ROOMS[room], "code"))
+    found = re.findall(r"^\s*(?:from|import)\s+(?:sage_nb)?\.(\w+)", code, re.M)
+    for names in re.findall(r"^\s*from\s+(?:sage_nb|\.)\s+import\s+\(?([\w ,]+)", code, re.M):
+        found += re.findall(r"\w+", names)
+    upward = {r for r in found if number.get(r, "") >= number[room] and r != room}
+    assert not upward, f"imports rooms that are not below it: {upward}"
+
+
+@each_room
+def test_imports_stand_alone(room):
+    for cell in cells(ROOMS[room], "code"):
+        used = set(directives(cell["source"]))
+        if used & {"export", "exports", "exporti", "eval"} or "nbdev_export()" in cell["source"]: continue
+        if re.match(r"\s*[%!]", cell["source"]): continue
+        kinds = {type(node) for node in ast.walk(ast.parse(cell["source"]))}
+        assert not (kinds & {ast.Import, ast.ImportFrom} and kinds & {ast.Expr, ast.Assign, ast.Assert}), \
+            f"the docs run cells that import, but not those before them: give imports their own cell\n{cell['source']}"
+
+
+def test_imports_are_declared():
+    declared = {canonicalize_name(r.name) for r in runtime_requirements()}
+    distributions = packages_distributions()
+    missing = set()
+    for path in LIB.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sage_nb", "ray", "dask"}:
+                if not declared & {canonicalize_name(d) for d in distributions.get(top, [top])}:
+                    missing.add(f"{path.name}: {top}")
+    assert not missing, f"imported, but not in `requirements` in settings.ini: {sorted(missing)}"
+
+
+# What is saved in notebooks
+
+@each_notebook
+def test_notebook_is_small(name):
+    size, limit = NOTEBOOKS[name].stat().st_size, 100_000 if NOTEBOOKS[name] in ROOMS.values() else 500_000
+    assert size <= limit, f"{size:,} bytes; at most {limit:,}: save smaller pictures or shorter tables"
+
+
+@each_notebook
+def test_saved_outputs(name):
+    for cell in cells(NOTEBOOKS[name], "code"):
+        outs, where = cell["outputs"], f"\nin the output of the cell\n{cell['source']}"
+        assert not any(o["output_type"] == "error" for o in outs), "a saved error" + where
+        assert not any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outs), \
+            "a saved widget view, whose id changes at every run: show its static form" + where
+        texts = [o.get("text", "") for o in outs]
+        texts += [v for o in outs for kind, v in o.get("data", {}).items() if not kind.startswith("image/")]
+        text = "\n".join("".join(t) if isinstance(t, (str, list)) else json.dumps(t) for t in texts)
+        private = re.search(rf"/home/\w+|/Users/\w+|/root/\w*|[A-Z]:\\+Users|/tmp/tmp\w+|{re.escape(str(ROOT))}/", text)
+        assert not private, f"a path of this machine: {private[0]}" + where
+
+
+# Docs
+
+def sidebar(node):
+    "All files named below a node of the sidebar, folders' globs expanded."
+    if isinstance(node, str): return [page(p) for p in sorted(NBS.glob(node))] or ([] if "*" in node else [node])
+    if isinstance(node, dict): return sidebar(node["contents"])
+    return [f for child in node for f in sidebar(child)]
+
+
+def test_sidebar_lists_every_notebook():
+    listed = sidebar(yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"])
+    assert not set(NOTEBOOKS) - set(listed), "not in the sidebar in _quarto.yml"
+    assert not set(listed) - set(NOTEBOOKS) - PLANNED, "in the sidebar in _quarto.yml, but there is no such notebook"
+    rooms = [f for f in listed if re.match(r"\d\d_", f)]
+    assert rooms == sorted(rooms), "the sidebar's rooms are not in the order of their numbers"
+
+
+def test_quarto_file_is_linked():
+    link = NBS / "_quarto.yml"
+    assert link.is_symlink() and link.resolve() == ROOT / "_quarto.yml", \
+        "nbs/_quarto.yml is a link to ../_quarto.yml, so that there is one file to edit"
+
+
+@each_notebook
+def test_links_lead_somewhere(name):
+    blob = f"https://github.com/{cfg['user']}/{cfg['repo']}/blob/{cfg['branch']}/"
+    broken = []
+    for cell in cells(NOTEBOOKS[name], "markdown"):
+        prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", cell["source"], flags=re.M | re.S)
+        for url in re.findall(r"\]\(([^)\s#]+)", prose):
+            if "://" in url and not url.startswith(blob): continue
+            target = ROOT / url.removeprefix(blob) if url.startswith(blob) else NOTEBOOKS[name].parent / url
+            if not target.exists() and os.path.relpath(target, NBS) not in PLANNED: broken.append(url)
+    assert not broken, f"links to files that do not exist: {broken}"
+
+
+def test_readme_is_in_sync():
+    done = subprocess.run([sys.executable, "scripts/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Package and environment
+
+def test_archives_hold_the_embedded_weights(tmp_path):
+    for name in "setup.py pyproject.toml settings.ini MANIFEST.in README.md LICENSE CHANGELOG.md".split():
+        shutil.copy(ROOT / name, tmp_path / name)
+    embedded = {"embedded/README.md", "embedded/models/m/model.safetensors", "embedded/saes/m/blocks.0/cfg.json"}
+    embedded |= {p.relative_to(LIB).as_posix() for p in LIB.glob("embedded/**/*") if p.is_file()}
+    for file in {"__init__.py", *embedded}:
+        path = tmp_path / "sage_nb" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    build = [sys.executable, "-c", "import setuptools, runpy; runpy.run_path('setup.py')", "-q", "sdist", "bdist_wheel"]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    wheel, = tmp_path.glob("dist/*.whl")
+    sdist, = tmp_path.glob("dist/*.tar.gz")
+    in_wheel = {n.removeprefix("sage_nb/") for n in zipfile.ZipFile(wheel).namelist()}
+    in_sdist = {n.partition("/sage_nb/")[2] for n in tarfile.open(sdist).getnames()}
+    assert embedded <= in_wheel, f"not in the wheel (package_data in setup.py): {embedded - in_wheel}"
+    assert embedded <= in_sdist, f"not in the source archive (MANIFEST.in): {embedded - in_sdist}"
+
+
+def test_embedded_weights_are_safe_and_small():
+    files = [p for p in LIB.glob("embedded/**/*") if p.is_file()]
+    unsafe = [p.name for p in files if p.suffix not in {".safetensors", ".json", ".md"}]
+    assert not unsafe, f"only safetensors, json and md files are embedded, and no pickles: {unsafe}"
+    size = sum(p.stat().st_size for p in files)
+    assert size <= 20e6, f"{size / 1e6:.1f} MB of embedded weights; at most 20"
+
+
+def test_environment_has_the_pins():
+    pins = dev_pins()
+    loose = [str(r) for r in pins if [s.operator for s in r.specifier] != ["=="]]
+    assert not loose, f"requirements-dev.txt pins everything with ==: {loose}"
+    wrong = [w for w in map(installed, pins) if w]
+    assert not wrong, f"the environment is not what requirements-dev.txt says: {wrong}"
+
+
+def test_pins_are_within_the_ranges():
+    pins = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in dev_pins()}
+    for req in runtime_requirements():
+        pin = pins.get(canonicalize_name(req.name))
+        assert pin, f"{req.name} is in settings.ini, but has no pin in requirements-dev.txt"
+        assert req.specifier.contains(pin), f"settings.ini asks for {req}, requirements-dev.txt pins {pin}"
+
+
+@pytest.mark.skipif(not os.environ.get("CI"), reason="a developer's checkout may hold uncommitted work")
+def test_nothing_is_left_behind():
+    done = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout, f"notebooks or tests left files in the checkout:\n{done.stdout}"
