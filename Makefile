@@ -65,7 +65,7 @@ bench: $(ENV) ## run every benchmarks/*.py
 	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "== $$f"; $(PY) $$f || exit 1; done
 
 zoo: $(ENV) ## train the embedded models and SAEs again
-	@$(PY) -m sage_nb.zoo
+	@$(PY) -c "from sage_nb.zoo import make_zoo; make_zoo()"
 
 wheel: $(ENV) ## build the wheel and the source archive into dist/
 	@rm -rf build dist

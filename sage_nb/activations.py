@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Node', 'Prompts', 'hooked', 'capture', 'run', 'gradients']
 
-# %% ../nbs/00_activations.ipynb #6e678b62
+# %% ../nbs/00_activations.ipynb #edc0e7e6
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_activations.ipynb #274e3ff9
+# %% ../nbs/00_activations.ipynb #e2adfa51
 SITES = {
     "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z",
     "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
@@ -53,7 +53,7 @@ class Node(NamedTuple):
         layer, head, site, position = (match[g] for g in ("layer", "head", "site", "position"))
         return cls(site, int(layer), None if head is None else int(head), position)
 
-# %% ../nbs/00_activations.ipynb #d03221ca
+# %% ../nbs/00_activations.ipynb #8a94262d
 @dataclass(frozen=True)
 class Prompts:
     "Tokens, and where the named positions are in them."
@@ -81,7 +81,7 @@ class Prompts:
         "Consecutive batches of rows."
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
-# %% ../nbs/00_activations.ipynb #1a3ca830
+# %% ../nbs/00_activations.ipynb #b21fc087
 @contextmanager
 def hooked(
     model,  # HookedTransformer or TransformerBridge
@@ -104,7 +104,7 @@ def hooked(
     silent = sorted({(kind, name) for kind in pairs for name, _ in pairs[kind]} - fired)
     if silent: raise RuntimeError(f"hooks did not fire: {', '.join(name for _, name in silent)}; results would be those of an unhooked run")
 
-# %% ../nbs/00_activations.ipynb #6bada620
+# %% ../nbs/00_activations.ipynb #a4cfc6cb
 def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
@@ -120,7 +120,7 @@ def _device(model): return next(model.parameters()).device
 
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]  # (logits at END, rows of the batch) -> one or more numbers per prompt
 
-# %% ../nbs/00_activations.ipynb #ea3e2eb3
+# %% ../nbs/00_activations.ipynb #aae5ac25
 @torch.no_grad()
 def capture(
     model,
@@ -146,7 +146,7 @@ def capture(
             model(batch.tokens.to(_device(model)))
     return {node: torch.cat(parts) for node, parts in found.items()}
 
-# %% ../nbs/00_activations.ipynb #d17dc61c
+# %% ../nbs/00_activations.ipynb #0114b887
 @torch.no_grad()
 def run(
     model,
@@ -175,33 +175,46 @@ def run(
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
 
-# %% ../nbs/00_activations.ipynb #ae106c0b
+# %% ../nbs/00_activations.ipynb #7bd61a2f
+@torch.no_grad()
+def _embedding(model, tokens):
+    found = []
+    with hooked(model, [("hook_embed", lambda x: found.append(x.clone()))]): model(tokens)
+    return found[0]
+
+
 def gradients(
     model,
     prompts: Prompts,
     nodes: Iterable[Node],
     metric: Metric,  # one number per prompt
+    towards: Int[Tensor, "prompt pos"] | None = None,  # tokens at the other end of the path; needed for `steps > 1`
+    steps: int = 1,  # points on the path from the prompts' embeddings (first) to those of `towards` (last), over which gradients are averaged
     batch_size: int = 64,
-    progress: bool = False,
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # shaped as `capture` gives the activations
-    "The gradient of each prompt's metric with respect to the activations at `nodes`."
+    "The gradient of each prompt's metric with respect to the activations at `nodes`, or its average over a path of prompts."
+    if steps < 1 or (steps > 1 and towards is None): raise ValueError(f"steps={steps} needs at least 1 step, and `towards` for more than one")
     nodes = list(dict.fromkeys(nodes))
     found = {node: [] for node in nodes}
+    for rows in prompts.slices(batch_size):
+        batch = prompts[rows]
+        tokens, sums = batch.tokens.to(_device(model)), {node: 0 for node in nodes}
+        other = None if towards is None else _embedding(model, towards[rows].to(tokens))
 
-    def keep(node, batch):
-        def hook(grad):
-            grad = grad if node.position is None else _at(grad, batch.index(node.position))
-            found[node].append((grad if node.head is None else grad[..., node.head, :]).detach().clone())
-        return hook
+        def keep(node):
+            def hook(grad):
+                grad = grad if node.position is None else _at(grad, batch.index(node.position))
+                sums[node] = sums[node] + (grad if node.head is None else grad[..., node.head, :]).detach()
+            return hook
 
-    for rows in tqdm(list(prompts.slices(batch_size)), desc="gradients", disable=not progress, leave=False):
-        batch, start = prompts[rows], []
+        for fraction in torch.linspace(0, 1, steps).tolist():
+            start = []
 
-        def begin(x):
-            start.append(x.detach().requires_grad_())
-            return start[0]
-        bwd = [(node.hook, keep(node, batch)) for node in nodes]
-        with torch.enable_grad(), hooked(model, [("hook_embed", begin), _at_end(model, batch)], bwd):
-            total = metric(model(batch.tokens.to(_device(model)))[:, 0], rows).sum()
-            torch.autograd.grad(total, start)
+            def begin(x):
+                x = x.detach() if fraction == 0 else (1 - fraction) * x.detach() + fraction * other
+                start.append(x.requires_grad_())
+                return start[0]
+            with torch.enable_grad(), hooked(model, [("hook_embed", begin), _at_end(model, batch)], [(node.hook, keep(node)) for node in nodes]):
+                torch.autograd.grad(metric(model(tokens)[:, 0], rows).sum(), start)
+        for node in nodes: found[node].append(sums[node] / steps)
     return {node: torch.cat(parts) for node, parts in found.items()}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['n_heads', 'all_nodes', 'NodeScores', 'attribution_patching', 'exact_patching', 'agreement']
 
-# %% ../nbs/03_attribution.ipynb #b774c6f6
+# %% ../nbs/03_attribution.ipynb #4214dcbc
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from .activations import HEAD_SITES, Node, capture, gradients, run
 from .intervals import interval
 from .tasks import Task
 
-# %% ../nbs/03_attribution.ipynb #96032088
+# %% ../nbs/03_attribution.ipynb #d6cd2eda
 def n_heads(
     model,
     site: str,  # q, k, v or z
@@ -40,7 +40,7 @@ def all_nodes(
     return [Node(site, layer, head, position) for site in sites for position in positions for layer in range(model.cfg.n_layers)
             for head in (range(n_heads(model, site)) if site in HEAD_SITES else [None])]
 
-# %% ../nbs/03_attribution.ipynb #1ecc7f44
+# %% ../nbs/03_attribution.ipynb #47529bdf
 @dataclass(frozen=True)
 class NodeScores:
     "The effect on the metric of putting each node's counterfactual activation in."
@@ -70,20 +70,21 @@ def attribution_patching(
     task: Task,
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
     nodes: list[Node] | None = None,  # by default q, k, v and z of every layer, head and named position
+    steps: int = 1,  # 1 is plain attribution patching; more average the gradient over the path to the counterfactual (AtP-IG)
     batch_size: int = 64,
 ) -> NodeScores:
-    "First-order effects of all nodes: two forward passes and one backward (AtP)."
+    "First-order effects of all nodes: two forward passes and `steps` forward and backward passes."
     nodes = nodes or all_nodes(model, task.prompts.positions)
     whole = list(dict.fromkeys(node._replace(head=None) for node in nodes))
     metric, cf = task.metric(attribute), task.counterfactual(attribute)
     here, there = capture(model, task.prompts, whole, batch_size), capture(model, cf.prompts, whole, batch_size)
-    grad = gradients(model, task.prompts, whole, metric, batch_size)
+    grad = gradients(model, task.prompts, whole, metric, cf.prompts.tokens if steps > 1 else None, steps, batch_size)
     product = {node: ((there[node] - here[node]) * grad[node]).sum(-1) for node in whole}  # prompt head, or prompt
     columns = [product[node._replace(head=None)] for node in nodes]
     effects = torch.stack([c if node.head is None else c[:, node.head] for node, c in zip(nodes, columns)], 1)
-    return NodeScores(attribute, "AtP", nodes, effects, run(model, task.prompts, metric, batch_size=batch_size))
+    return NodeScores(attribute, "AtP" if steps == 1 else f"AtP-IG {steps}", nodes, effects, run(model, task.prompts, metric, batch_size=batch_size))
 
-# %% ../nbs/03_attribution.ipynb #ba6af910
+# %% ../nbs/03_attribution.ipynb #fad9519d
 def exact_patching(
     model,
     task: Task,
@@ -101,7 +102,7 @@ def exact_patching(
                for node in tqdm(nodes, desc=f"patch {attribute}", disable=not progress, leave=False)]
     return NodeScores(attribute, "exact", nodes, torch.stack(patched, 1) - clean[:, None], clean)
 
-# %% ../nbs/03_attribution.ipynb #eced2eee
+# %% ../nbs/03_attribution.ipynb #93960a5c
 def agreement(
     approximate: NodeScores,
     exact: NodeScores,  # of the same nodes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Dictionary', 'one_hot', 'Dictionaries', 'variance_explained', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #75f028e7
+# %% ../nbs/05_dictionaries.ipynb #157ab1a5
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #c5614237
+# %% ../nbs/05_dictionaries.ipynb #b1f809e9
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -51,7 +51,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #c95fc8c2
+# %% ../nbs/05_dictionaries.ipynb #4d9909c4
 class _Sums:
     "Running sums that determine the dictionaries of several nodes."
 
@@ -70,7 +70,7 @@ class _Sums:
         if method == "mse": return mean, torch.linalg.pinv(self.cc, hermitian=True) @ centred
         raise ValueError(f"method {method!r} is not one of mean, mse")
 
-# %% ../nbs/05_dictionaries.ipynb #1ae025f0
+# %% ../nbs/05_dictionaries.ipynb #1695ecb6
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."

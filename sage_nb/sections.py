@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CrossSection', 'CrossSections', 'shortest_prefix', 'find_cross_sections']
 
-# %% ../nbs/04_sections.ipynb #37b865f3
+# %% ../nbs/04_sections.ipynb #95627a81
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from .attribution import NodeScores, all_nodes, attribution_patching
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/04_sections.ipynb #c4f36477
+# %% ../nbs/04_sections.ipynb #2d097ecf
 @dataclass(frozen=True)
 class CrossSection:
     "The nodes of one site and position that carry one attribute; effects are shares of the mean clean metric."
@@ -39,7 +39,7 @@ class CrossSection:
     def __str__(self):
         heads = ", ".join(str(node).split(".")[0] for node in self.nodes)
         return (f"{self.attribute:4} {self.site}@{self.position}: {heads}  effect {self.effect}"
-                f" of {self.group_effect.value:.2f} in the whole group, noise {self.noise.value:.2f}")
+                f", whole group {self.group_effect.value:.2f}, noise {self.noise.value:.2f}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class CrossSections(Sequence):
             "effect": s.effect.value, "lo": s.effect.lo, "hi": s.effect.hi, "group": s.group_effect.value, "noise": s.noise.value,
         } for s in self.sections])
 
-# %% ../nbs/04_sections.ipynb #6c5bb448
+# %% ../nbs/04_sections.ipynb #e4cbd2d6
 def _share(patched, clean) -> Estimate:
     return interval(torch.stack([patched - clean, clean], 1), lambda m: m[..., 0] / m[..., 1])
 
@@ -102,18 +102,24 @@ class _Patcher:
 def shortest_prefix(
     ranked: Sequence[Node],  # most important first
     effect,  # function of a list of nodes -> Estimate
-    target: float,  # the mean effect to reach, with its sign
-) -> tuple[tuple[Node, ...], Estimate]:
-    "The shortest prefix whose effect reaches the target, by bisection; effects are taken to grow with the prefix."
-    low, high, best = 1, len(ranked), effect(ranked)
+    coverage: float = 0.9,  # share of the reach that the prefix must come to
+    min_effect: float = 0.1,  # if neither the first node nor all of them have this effect, nothing else is tried
+) -> tuple[tuple[Node, ...], Estimate, Estimate]:
+    "The shortest prefix that comes to `coverage` of the group's reach, its effect, and the effect of the whole group."
+    tried = {k: effect(ranked[:k]) for k in dict.fromkeys((1, len(ranked)))}
+    whole = tried[len(ranked)]
+    if max(abs(e.value) for e in tried.values()) >= min_effect:
+        for k in (2**i for i in range(1, len(ranked).bit_length()) if 2**i < len(ranked)): tried[k] = effect(ranked[:k])
+    high = max(tried, key=lambda k: abs(tried[k].value))
+    target, low = coverage * tried[high].value, 1
     while low < high:
         middle = (low + high) // 2
-        e = effect(ranked[:middle])
-        if e.value / target >= 1: high, best = middle, e
+        if middle not in tried: tried[middle] = effect(ranked[:middle])
+        if target and tried[middle].value / target >= 1: high = middle
         else: low = middle + 1
-    return tuple(ranked[:high]), best
+    return tuple(ranked[:high]), tried[high], whole
 
-# %% ../nbs/04_sections.ipynb #fbfd05fb
+# %% ../nbs/04_sections.ipynb #ccbe9b0a
 def _drop_reason(effect, noise, min_effect):
     if abs(effect.value) < min_effect: return f"effect below {min_effect:.0%} of the clean metric"
     if not effect.excludes_zero: return "interval includes 0"
@@ -126,8 +132,9 @@ def find_cross_sections(
     task: Task,
     attributes: Iterable[str] | None = None,  # by default all
     sites: Iterable[str] = HEAD_SITES,
-    coverage: float = 0.9,  # share of the group's effect that the kept nodes must reach, in (0, 1]
+    coverage: float = 0.9,  # share of the group's reach that the kept nodes must come to, in (0, 1]
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
+    steps: int = 1,  # points of the integrated gradients that rank the nodes; 1 is plain attribution patching
     max_prompts: int = 256,  # training prompts used for the search
     batch_size: int = 64,
     verbose: bool = True,  # print one line per cross-section
@@ -135,7 +142,7 @@ def find_cross_sections(
     "The cross-sections of each attribute, found on the task's training prompts."
     if not 0 < coverage <= 1: raise ValueError(f"coverage={coverage} is not in (0, 1]")
     attributes, sites = list(attributes or task.counterfactuals), list(sites)
-    settings = dict(sites=sites, coverage=coverage, min_effect=min_effect, max_prompts=max_prompts)
+    settings = dict(sites=sites, coverage=coverage, min_effect=min_effect, steps=steps, max_prompts=max_prompts)
     used = task.train[:max_prompts]
     nodes = all_nodes(model, task.prompts.positions, sites)
     found, dropped, scores = [], [], {}
@@ -143,19 +150,16 @@ def find_cross_sections(
     patcher = None
     for attribute, site, position in tqdm(groups, desc="cross-sections", disable=not verbose, leave=False):
         if attribute not in scores:
-            scores[attribute] = attribution_patching(model, used, attribute, nodes, batch_size)
+            scores[attribute] = attribution_patching(model, used, attribute, nodes, steps, batch_size)
             patcher = _Patcher.of(model, used, attribute, attribute, nodes, batch_size)
             neutral = _Patcher.of(model, used, attribute, None, nodes, batch_size)
         share = dict(zip(nodes, scores[attribute].share.tolist()))
         ranked = sorted((n for n in nodes if (n.site, n.position) == (site, position)), key=lambda n: -abs(share[n]))
-        group = patcher.effect(ranked)
-        reason = _drop_reason(group, Estimate(0, 0, 0, 0), min_effect)
-        if not reason:
-            kept, effect = shortest_prefix(ranked, patcher.effect, coverage * group.value)
-            noise = neutral.effect(kept)
-            reason = _drop_reason(effect, noise, min_effect)
+        kept, effect, group = shortest_prefix(ranked, patcher.effect, coverage, min_effect)
+        noise = neutral.effect(kept) if abs(effect.value) >= min_effect else Estimate(0.0, 0.0, 0.0, effect.n)
+        reason = _drop_reason(effect, noise, min_effect)
         if reason:
-            dropped.append(dict(attribute=attribute, site=site, position=position, effect=group.value, lo=group.lo, hi=group.hi, reason=reason))
+            dropped.append(dict(attribute=attribute, site=site, position=position, effect=effect.value, lo=effect.lo, hi=effect.hi, reason=reason))
         else:
             found.append(CrossSection(attribute, site, position, kept, tuple(share[n] for n in kept), effect, group, noise))
     order = {a: i for i, a in enumerate(attributes)}

@@ -5,28 +5,34 @@
 # %% auto #0
 __all__ = ['STORY', 'ROWS', 'RATES', 'CONTEXT', 'SPECIAL', 'SAE_KINDS', 'D_SAE', 'task_sentence', 'other_sentence', 'sentences',
            'build_tokenizer', 'batches', 'build_model', 'train_model', 'save_checkpoint', 'residual_activations',
-           'train_sae']
+           'train_sae', 'model_figures', 'sae_figures', 'make_saes', 'make_zoo']
 
-# %% ../nbs/15_zoo.ipynb #95db91f8
+# %% ../nbs/15_zoo.ipynb #2c3bdf24
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig,
-                          GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast)
+from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel,
+                          PreTrainedTokenizerFast)
 
-from .activations import Node, Prompts, capture, hooked, run
+from .activations import hooked, run
 from .intervals import interval
 from .models import EMBEDDED, load_model
-from .saes import SparseSAE
+from .saes import SparseSAE, load_saes
 from .tasks import (FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS, Picker, load_task)
 
-# %% ../nbs/15_zoo.ipynb #d6982799
+# %% ../nbs/15_zoo.ipynb #1c2b384b
 def task_sentence(
     name: str,  # a built-in task
     rng: random.Random,
@@ -38,7 +44,7 @@ def task_sentence(
     example = recipe.render(recipe.templates[template], recipe.sample(Picker(rng, template, pool), recipe.lexicon))
     return f"{example.text}{example.answer}."
 
-# %% ../nbs/15_zoo.ipynb #6969e2f6
+# %% ../nbs/15_zoo.ipynb #043af75f
 STORY = (
     "{a} went to the {p}. {she} took a {o} and left.", "{a} saw {b} near the {p}. {b} had a {o}.", "{a} had a {o}, and {b} had a {o2}.",
     "{a} was happy because {b} gave {her} a {o}.", "{b} was tired, so {he} went to the {p}.", "The {n} was near the {p}. {a} saw it.",
@@ -67,7 +73,7 @@ def other_sentence(rng: random.Random) -> str:
     text = rng.choice(STORY)
     return text.format(**slots | dict(she="She" if text.startswith("{a} went") else "she"))
 
-# %% ../nbs/15_zoo.ipynb #377cf8d8
+# %% ../nbs/15_zoo.ipynb #2fca1968
 RATES = {"ioi": 0.18, "order": 0.14, "pronoun": 0.09, "agreement": 0.09, "capitals": 0.09, "successor": 0.07, "induction": 0.09,
          "greater_than": 0.09, None: 0.16}
 CONTEXT = 64
@@ -98,7 +104,7 @@ def build_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT,
                                    **{f"{s[1:-1]}_token": s for s in SPECIAL})
 
-# %% ../nbs/15_zoo.ipynb #809cd777
+# %% ../nbs/15_zoo.ipynb #3371f68c
 def batches(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,  # of the text
@@ -114,7 +120,7 @@ def batches(
             rows.append(row[:CONTEXT])
         yield torch.tensor(rows)
 
-# %% ../nbs/15_zoo.ipynb #900f36dd
+# %% ../nbs/15_zoo.ipynb #c3d1b128
 def build_model(
     name: str,  # tiny-gpt2, tiny-pythia or tiny-gemma
     tokenizer: PreTrainedTokenizerFast,
@@ -177,15 +183,18 @@ def save_checkpoint(path: Path, parts: list[dict], losses: list[float]) -> None:
     torch.save({"parts": parts, "losses": losses}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
-# %% ../nbs/15_zoo.ipynb #068f734f
-SAE_KINDS = {"topk": dict(k=16), "standard": dict(l1_coefficient=1.0, l1_warm_up_steps=300)}
+# %% ../nbs/15_zoo.ipynb #4d79472a
+SAE_KINDS = {  # architecture -> (its configuration, learning rate)
+    "topk": (dict(k=16), 3e-3),
+    "standard": (dict(l1_coefficient=1.5, l1_warm_up_steps=300), 1e-3),
+}
 D_SAE = 512
 
 
 def residual_activations(
     model,
     hooks: list[str],  # hook names, such as blocks.0.hook_resid_pre
-    n: int = 8192,  # documents of 64 tokens
+    n: int = 16_384,  # documents of 64 tokens
     seed: int = 1,
 ) -> dict[str, Tensor]:  # hook -> (token, d_model)
     "Activations of every token, `<bos>` too, of `n` documents of training text."
@@ -201,22 +210,16 @@ def train_sae(
     kind: str,  # topk or standard
     random_decoder: bool,  # freeze the decoder at random unit directions
     metadata: dict,  # stored with the SAE: hook_name, model_name ...
-    samples: int = 3_000_000,  # activations to train on, with repetition
+    samples: int = 6_000_000,  # activations to train on, with repetition
     batch_size: int = 1024,
-    lr: float = 1e-3,
     seed: int = 0,
 ):
     "A trained sae_lens SAE."
-    from sae_lens import SAETrainingRunner  # noqa: F401  registers the architectures
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.training.sae_trainer import SAETrainer
     torch.manual_seed(seed)
+    settings, lr = SAE_KINDS[kind]
     cls, cfg = {"topk": (TopKTrainingSAE, TopKTrainingSAEConfig), "standard": (StandardTrainingSAE, StandardTrainingSAEConfig)}[kind]
     sae = cls(cfg(d_in=activations.shape[1], d_sae=D_SAE, decoder_init_norm=1.0 if random_decoder else 0.1,
-                  metadata=SAEMetadata(**metadata, random_decoder=random_decoder), **SAE_KINDS[kind]))
+                  metadata=SAEMetadata(**metadata, random_decoder=random_decoder), **settings))
     sae.W_dec.requires_grad_(not random_decoder)
     sae.b_dec.data = activations.mean(0)
     order = torch.Generator().manual_seed(seed)
@@ -226,6 +229,84 @@ def train_sae(
             for rows in torch.randperm(len(activations), generator=order).split(batch_size):
                 if len(rows) == batch_size: yield activations[rows]
     steps = samples // batch_size
-    trainer = SAETrainer(SAETrainerConfig(total_training_samples=steps * batch_size, train_batch_size_samples=batch_size, lr=lr,
+    trainer = SAETrainer(SAETrainerConfig(total_training_samples=steps * batch_size, train_batch_size_samples=batch_size, lr=lr, lr_end=lr / 10,
                                           lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 4), sae, batch_stream())
     return trainer.fit()
+
+# %% ../nbs/15_zoo.ipynb #9d97b44c
+def model_figures(
+    model,
+    n: int = 1000,  # prompts per task
+) -> dict:
+    "Loss on fresh text (nats per token), and accuracy and logit difference (nats) per task with 95 % intervals."
+    with torch.no_grad(): losses = _losses(model, _fresh_text(model))
+    figures = {"loss on fresh text": losses.mean().item(), "tasks": {}}
+    for name in RECIPES:
+        task = load_task(name, model, n=n, seed=12345, pool="all" if name == "induction" else "unseen")
+        m = run(model, task.prompts, task.metric())
+        figures["tasks"][name] = {"accuracy": interval((m > 0).float())._asdict(), "logit difference": interval(m)._asdict()}
+    return figures
+
+
+def _fresh_text(model, documents: int = 256) -> Tensor: return next(batches(model.tokenizer, 10**6, documents))
+
+
+def _losses(model, tokens, hooks=()) -> Tensor:
+    "Next-token losses, shape `prompt pos`."
+    with hooked(model, hooks): logits = model(tokens)[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+@torch.no_grad()
+def sae_figures(model, sae: SparseSAE) -> dict:
+    "L0, variance explained, dead latents and loss recovered of one SAE on fresh text."
+    tokens, hook = _fresh_text(model), sae.node.hook
+    x = []
+    clean = _losses(model, tokens, [(hook, lambda a: x.append(a.clone()))]).mean()
+    x, mean = x[0], x[0].mean((0, 1))
+    codes = sae.encode(x)
+    x_hat = sae.decode(codes)
+    spliced, ablated = (_losses(model, tokens, [(hook, lambda a, v=v: v)]).mean() for v in (x_hat, mean.expand_as(x)))
+    return {"L0": codes.l0, "variance explained": (1 - (x - x_hat).square().sum() / (x - mean).square().sum()).item(),
+            "loss recovered": ((ablated - spliced) / (ablated - clean)).item(),
+            "latents never active": sae.d_sae - len(codes.indices[codes.values != 0].unique())}
+
+# %% ../nbs/15_zoo.ipynb #ab7040be
+def make_saes(model, name: str, kinds: Sequence[str], out: Path = EMBEDDED) -> None:
+    "Train the residual SAEs of a model and their random-decoder twins, and save them in sae_lens' format with a card each."
+    layers = model.cfg.n_layers
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)] + [f"blocks.{layers - 1}.hook_resid_post"]
+    sets = {f"{name}-res-{kind}{'-random' * random_decoder}": (kind, random_decoder) for kind in kinds for random_decoder in (False, True)}
+    todo = [(s, hook) for s in sets for hook in hooks if not (out / "saes" / s / hook / "cfg.json").exists()]
+    activations = residual_activations(model, sorted({hook for _, hook in todo})) if todo else {}
+    for set_name, hook in todo:
+        metadata = dict(model_name=name, hook_name=hook, prepend_bos=True, context_size=CONTEXT, dataset="sage_nb.zoo.sentences")
+        sae = train_sae(activations[hook], *sets[set_name], metadata).half()
+        sae.cfg.dtype = "float16"
+        folder, part = (out / "saes" / set_name / f for f in (hook, hook + ".part"))
+        sae.save_inference_model(part)
+        part.replace(folder)
+    for set_name in sets:
+        figures = {str(sae.node): sae_figures(model, sae) for sae in load_saes(out / "saes" / set_name)}
+        card = {"model": name, "kind": sets[set_name][0], "settings": SAE_KINDS[sets[set_name][0]][0], "random decoder": sets[set_name][1], "d_sae": D_SAE,
+                "trained on": "6,000,000 activations of 1,048,576 tokens of generated text", "figures on fresh text": figures}
+        (out / "saes" / set_name / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def make_zoo(
+    name: str = "tiny-gpt2",  # which model
+    out: Path = EMBEDDED,  # where the weights go
+    steps: int = 4000,
+    kinds: Sequence[str] = ("topk", "standard"),
+) -> None:
+    "Train a zoo model and its SAEs from nothing, with cards."
+    folder = Path(out) / name
+    if not (folder / "config.json").exists():
+        losses = train_model(name, folder, steps)
+        recipe = {"recipe": "sage_nb.zoo.train_model", "steps": steps, "tokens": steps * 64 * CONTEXT, "final training loss": sum(losses[-100:]) / 100}
+        (folder / "card.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    model = load_model(folder)
+    model.cfg.default_prepend_bos = True
+    card = json.loads((folder / "card.json").read_text()) | model_figures(model)
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    make_saes(model, name, kinds, Path(out))
