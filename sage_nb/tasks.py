@@ -7,7 +7,7 @@ __all__ = ['FEMALE', 'MALE', 'NAMES', 'PLACES', 'OBJECTS', 'NOUNS', 'FACTS', 'LI
            'YEARS', 'IOI', 'ORDER', 'PRONOUN', 'AGREEMENT', 'CAPITALS', 'SUCCESSOR', 'INDUCTION', 'GREATER_THAN',
            'RECIPES', 'Example', 'fill', 'Picker', 'Recipe', 'Counterfactual', 'Task', 'load_task']
 
-# %% ../nbs/02_tasks.ipynb #ba52f6b7
+# %% ../nbs/02_tasks.ipynb #54bb2282
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .activations import Prompts
 
-# %% ../nbs/02_tasks.ipynb #f60a44d7
+# %% ../nbs/02_tasks.ipynb #dbd72540
 @dataclass(frozen=True)
 class Example:
     "One prompt with what is known about it; `spans` maps each slot to the first character of its word."
@@ -46,7 +46,7 @@ def fill(
             text += slots[slot]
     return Example(text, spans, answer, distractor)
 
-# %% ../nbs/02_tasks.ipynb #34763b37
+# %% ../nbs/02_tasks.ipynb #6b3520e7
 FEMALE = tuple("Mary Sarah Anna Emma Lisa Laura Alice Jane Kate Rachel Susan Helen Maria Julia Karen Grace".split())
 MALE = tuple("John Tom James David Paul Mark Peter Jack Adam Simon Daniel Michael Robert Kevin Henry Sam".split())
 NAMES = tuple(name for pair in zip(FEMALE, MALE) for name in pair)
@@ -70,7 +70,7 @@ EVENTS = tuple("war trip project journey strike reign program battle".split())
 CENTURIES = tuple("11 12 13 14 15 16 17 18".split())
 YEARS = tuple(str(year) for year in range(14, 85, 5))
 
-# %% ../nbs/02_tasks.ipynb #80fea242
+# %% ../nbs/02_tasks.ipynb #7da61493
 @dataclass(frozen=True)
 class Picker:
     "Draws words for the template number `template` from a seeded generator."
@@ -92,7 +92,7 @@ class Picker:
         "One word, whatever the pool."
         return self.rng.choice([w for w in words if w not in exclude])
 
-# %% ../nbs/02_tasks.ipynb #6e10f836
+# %% ../nbs/02_tasks.ipynb #eb94a3ec
 @dataclass(frozen=True)
 class Recipe:
     "How the prompts of one task are made."
@@ -111,7 +111,7 @@ class Recipe:
     def attributes(self) -> tuple[str, ...]:
         return tuple(self.edits)
 
-# %% ../nbs/02_tasks.ipynb #cbb1d8a5
+# %% ../nbs/02_tasks.ipynb #79ae14a1
 def _ioi_render(template, v):
     first, second = ("IO", "S1") if v["Pos"] == "ABB" else ("S1", "IO")
     template = template.replace("{A}", "{%s}" % first).replace("{B}", "{%s}" % second)
@@ -155,7 +155,7 @@ IOI = Recipe(
     least=6,
 )
 
-# %% ../nbs/02_tasks.ipynb #5d1e0b5e
+# %% ../nbs/02_tasks.ipynb #df272d5b
 def _order_render(template, v):
     a, b = f" {v['first']}", f" {v['second']}"
     return fill(template, v | {"A": v["first"], "B": v["second"], "ORD": v["ordinal"]}, *((a, b) if v["ordinal"] == "first" else (b, a)))
@@ -182,7 +182,7 @@ ORDER = Recipe(
     least=6,
 )
 
-# %% ../nbs/02_tasks.ipynb #e6d24bc0
+# %% ../nbs/02_tasks.ipynb #26079954
 def _pronoun_render(template, v):
     who, other = (v["female"], v["male"]) if v["gender"] == "female" else (v["male"], v["female"])
     a, b = (who, other) if v["which"] == "first" else (other, who)
@@ -209,7 +209,7 @@ PRONOUN = Recipe(
     neutral=lambda v, pick: v | {"place": pick.any(PLACES, [v["place"]])},
 )
 
-# %% ../nbs/02_tasks.ipynb #ed58d81f
+# %% ../nbs/02_tasks.ipynb #0baae9f7
 def _agreement_render(template, v):
     template, singular, plural = template.split("|")
     verbs = (f" {singular}", f" {plural}")
@@ -236,7 +236,7 @@ AGREEMENT = Recipe(
     neutral=lambda v, pick: v | {"noun": pick(NOUNS, exclude=[v["noun"], v["near"]])},
 )
 
-# %% ../nbs/02_tasks.ipynb #4aa64723
+# %% ../nbs/02_tasks.ipynb #8b577060
 def _capitals_render(template, v):
     fact = {country: {"capital": capital, "language": language} for country, capital, language in FACTS}
     right, wrong = (f" {fact[v[x]][v['relation']]}" for x in ("country", "other"))
@@ -271,7 +271,7 @@ CAPITALS = Recipe(
     least=6,
 )
 
-# %% ../nbs/02_tasks.ipynb #18efe581
+# %% ../nbs/02_tasks.ipynb #4df0db61
 def _successor_render(template, v):
     items = next(kind for kind in LISTS if kind[0] == v["kind"])
     return fill(template, v | {"W": items[v["item"] - 1], "X": items[v["item"]]}, f" {items[v['item'] + 1]}", f" {items[v['other']]}")
@@ -305,7 +305,7 @@ SUCCESSOR = Recipe(
     least=2,
 )
 
-# %% ../nbs/02_tasks.ipynb #7f6e6280
+# %% ../nbs/02_tasks.ipynb #2ef2b88d
 def _induction_render(template, v, n=13):
     period, cycle = v["distance"], (v["token"], *v["rest"])
     names = {n - period - 1: "PREV", n - period: "NEXT"}
@@ -332,7 +332,7 @@ INDUCTION = Recipe(
     least=10,
 )
 
-# %% ../nbs/02_tasks.ipynb #268ef782
+# %% ../nbs/02_tasks.ipynb #b8a86d04
 def _greater_than_render(template, v):
     return fill(template, v | {"C": v["century"], "C2": v["century"], "YY": v["year"]}, f"{v['late']:02d}", f"{v['early']:02d}")
 
@@ -370,7 +370,7 @@ GREATER_THAN = Recipe(
 
 RECIPES = {r.name: r for r in (IOI, ORDER, PRONOUN, AGREEMENT, CAPITALS, SUCCESSOR, INDUCTION, GREATER_THAN)}
 
-# %% ../nbs/02_tasks.ipynb #5df74514
+# %% ../nbs/02_tasks.ipynb #2cf6c211
 @dataclass(frozen=True)
 class Counterfactual:
     "The same prompts with one attribute changed."
@@ -398,6 +398,8 @@ class Task:
     notes: dict  # how the task was made: seed, pool, words that were dropped
 
     def __len__(self): return len(self.texts)
+
+    def __repr__(self): return f"Task({self.name!r}, {len(self)} prompts, {int(self.held_out.sum())} held out, attributes {', '.join(self.attributes)})"
 
     def __getitem__(self, rows) -> "Task":
         "The task at `rows`: a slice, a mask or an index tensor."
@@ -449,7 +451,7 @@ class Task:
         return (f"<p>task <b>{escape(self.name)}</b>: {len(self)} prompts, {int(self.held_out.sum())} held out, positions "
                 f"{escape(', '.join(self.prompts.positions))}</p><table><tr>{head}</tr>{''.join(cells)}</table>")
 
-# %% ../nbs/02_tasks.ipynb #e53ff1c5
+# %% ../nbs/02_tasks.ipynb #84dbfdc5
 def _encode(tokenizer, text):
     "Token ids and the characters they end at; a token's leading space belongs to it."
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
