@@ -13,6 +13,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE ?= disabled
 # nothing here downloads a model, except in the targets where you ask for one; HF_HUB_OFFLINE=0 lifts it
 demo test notebooks docs: export HF_HUB_OFFLINE ?= 1
+# the embedded models are so small that a second thread gains nothing, and loses much when the core is wanted elsewhere
+demo test notebooks: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test export notebooks readme docs lab bench zoo wheel clean
 
@@ -41,7 +43,7 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@printf '\n== docs process ==\n'
 	@$(PY) scripts/docs.py --no-render
 	@printf '\n== notebooks run ==\n'
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'
 	@$(PY) -m pytest -q tests
 
@@ -64,8 +66,8 @@ lab: $(ENV) ## open the notebooks in JupyterLab
 bench: $(ENV) ## run every benchmarks/*.py
 	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "== $$f"; $(PY) $$f || exit 1; done
 
-zoo: $(ENV) ## train the embedded models and SAEs again
-	@$(PY) -c "from sage_nb.zoo import make_zoo; make_zoo()"
+zoo: $(ENV) ## train the embedded models and SAEs again, from nothing, into zoo/ (hours)
+	@$(PY) -c "from sage_nb.zoo import ZOO, make_zoo; [make_zoo(name) for name in ZOO]"
 
 wheel: $(ENV) ## build the wheel and the source archive into dist/
 	@rm -rf build dist

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Node', 'Prompts', 'hooked', 'capture', 'run', 'gradients']
 
-# %% ../nbs/00_activations.ipynb #edc0e7e6
+# %% ../nbs/00_activations.ipynb #357b9302
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_activations.ipynb #e2adfa51
+# %% ../nbs/00_activations.ipynb #cf07821a
 SITES = {
     "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z",
     "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
@@ -53,7 +53,7 @@ class Node(NamedTuple):
         layer, head, site, position = (match[g] for g in ("layer", "head", "site", "position"))
         return cls(site, int(layer), None if head is None else int(head), position)
 
-# %% ../nbs/00_activations.ipynb #8a94262d
+# %% ../nbs/00_activations.ipynb #667cdda5
 @dataclass(frozen=True)
 class Prompts:
     "Tokens, and where the named positions are in them."
@@ -81,7 +81,7 @@ class Prompts:
         "Consecutive batches of rows."
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
-# %% ../nbs/00_activations.ipynb #b21fc087
+# %% ../nbs/00_activations.ipynb #b3af5d4e
 @contextmanager
 def hooked(
     model,  # HookedTransformer or TransformerBridge
@@ -89,11 +89,11 @@ def hooked(
     bwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the gradient)
 ):
     "Add hooks for the duration of a `with`; an error if one is unknown, or did not fire by the end."
-    fired, pairs = set(), {"fwd_hooks": [], "bwd_hooks": []}
+    fired, pairs, known = set(), {"fwd_hooks": [], "bwd_hooks": []}, model.hook_dict
     for kind, hooks in zip(pairs, (fwd, bwd)):
         for name, function in hooks:
-            if name not in model.hook_dict:
-                have = [h for h in model.hook_dict if h.startswith(".".join(name.split(".")[:2]) + ".hook_")]
+            if name not in known:
+                have = [h for h in known if h.startswith(".".join(name.split(".")[:2]) + ".hook_")]
                 raise ValueError(f"hook {name!r} is not in this model; near it are {', '.join(have) or 'none: is the layer too high?'}")
 
             def call(value, hook=None, function=function, key=(kind, name)):
@@ -104,7 +104,7 @@ def hooked(
     silent = sorted({(kind, name) for kind in pairs for name, _ in pairs[kind]} - fired)
     if silent: raise RuntimeError(f"hooks did not fire: {', '.join(name for _, name in silent)}; results would be those of an unhooked run")
 
-# %% ../nbs/00_activations.ipynb #a4cfc6cb
+# %% ../nbs/00_activations.ipynb #316426a6
 def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
@@ -120,7 +120,7 @@ def _device(model): return next(model.parameters()).device
 
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]  # (logits at END, rows of the batch) -> one or more numbers per prompt
 
-# %% ../nbs/00_activations.ipynb #aae5ac25
+# %% ../nbs/00_activations.ipynb #edc53b07
 @torch.no_grad()
 def capture(
     model,
@@ -146,7 +146,7 @@ def capture(
             model(batch.tokens.to(_device(model)))
     return {node: torch.cat(parts) for node, parts in found.items()}
 
-# %% ../nbs/00_activations.ipynb #0114b887
+# %% ../nbs/00_activations.ipynb #877b3d74
 @torch.no_grad()
 def run(
     model,
@@ -175,7 +175,7 @@ def run(
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
 
-# %% ../nbs/00_activations.ipynb #7bd61a2f
+# %% ../nbs/00_activations.ipynb #6fda7c9b
 @torch.no_grad()
 def _embedding(model, tokens):
     found = []

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Codes', 'to_codes', 'SparseSAE', 'node_of_hook', 'from_sae_lens', 'SAESet', 'embedded_saes', 'load_saes', 'pca_sae']
 
-# %% ../nbs/06_saes.ipynb #eea97874
+# %% ../nbs/06_saes.ipynb #b202fe9b
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from .activations import SITES, Node
 from .models import EMBEDDED
 
-# %% ../nbs/06_saes.ipynb #48a2a221
+# %% ../nbs/06_saes.ipynb #93d0f5d8
 class Codes(NamedTuple):
     "The active latents of each activation; rows with fewer are filled up with value 0."
     indices: Int[Tensor, "... active"]
@@ -38,7 +38,7 @@ def to_codes(
     _, indices = dense.abs().topk(active, dim=-1)
     return Codes(indices, dense.gather(-1, indices))
 
-# %% ../nbs/06_saes.ipynb #a6b65c2a
+# %% ../nbs/06_saes.ipynb #c54e7e23
 @dataclass(frozen=True)
 class SparseSAE:
     "An SAE at one site and layer, frozen."
@@ -97,13 +97,15 @@ def from_sae_lens(
         raise ValueError(f"SAE {name!r} stands at hook_z; only residual-stream SAEs are supported yet")
     if not hasattr(sae, "W_dec"): raise ValueError(f"SAE {name!r} ({type(sae).__name__}) has no W_dec: transcoders and sequence SAEs cannot be used")
     sae = sae.float().eval().requires_grad_(False)
+    W_dec = sae.W_dec
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False): W_dec = W_dec / W_dec.norm(dim=-1, keepdim=True)  # as its decode does
 
     def encode(x):
         codes = sae.encode(x)
         return codes.to_dense() if codes.is_sparse else codes
-    return SparseSAE(node_of_hook(sae.cfg.metadata.hook_name), sae.W_dec, sae.b_dec, encode, name)
+    return SparseSAE(node_of_hook(sae.cfg.metadata.hook_name), W_dec, sae.b_dec, encode, name)
 
-# %% ../nbs/06_saes.ipynb #c024f702
+# %% ../nbs/06_saes.ipynb #ee9ba017
 @dataclass(frozen=True)
 class SAESet:
     "SAEs of one kind at the layers of one model."
@@ -161,7 +163,7 @@ def load_saes(
     if not views: raise ValueError("there are no SAEs in the iterable")
     return SAESet(name or "own SAEs", {sae.node: sae for sae in views})
 
-# %% ../nbs/06_saes.ipynb #8a065804
+# %% ../nbs/06_saes.ipynb #8dd12e36
 def pca_sae(
     x: Float[Tensor, "token d_in"],  # activations to fit on
     k: int,  # components; at most d_in

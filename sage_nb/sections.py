@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CrossSection', 'CrossSections', 'shortest_prefix', 'find_cross_sections']
 
-# %% ../nbs/04_sections.ipynb #c1f63695
+# %% ../nbs/04_sections.ipynb #5b6fd654
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from .attribution import NodeScores, all_nodes, attribution_patching
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/04_sections.ipynb #46f60754
+# %% ../nbs/04_sections.ipynb #d38acc28
 @dataclass(frozen=True)
 class CrossSection:
     "The nodes of one site and position that carry one attribute; effects are shares of the mean clean metric."
@@ -31,7 +31,7 @@ class CrossSection:
     scores: tuple[float, ...]  # attribution score of each node
     effect: Estimate  # of patching the nodes jointly; -1 destroys the metric
     group_effect: Estimate  # of patching every node of the site at the position
-    noise: Estimate  # of the same nodes patched from the neutral counterfactual
+    noise: Estimate  # of the same nodes patched from the neutral counterfactual; 0 where the task has none
 
     @property
     def name(self) -> str: return f"{self.attribute}:{self.site}@{self.position}"
@@ -74,7 +74,7 @@ class CrossSections(Sequence):
             "effect": s.effect.value, "lo": s.effect.lo, "hi": s.effect.hi, "group": s.group_effect.value, "noise": s.noise.value,
         } for s in self.sections])
 
-# %% ../nbs/04_sections.ipynb #18dbd24d
+# %% ../nbs/04_sections.ipynb #3b7dfeea
 def _share(patched, clean) -> Estimate:
     return interval(torch.stack([patched - clean, clean], 1), lambda m: m[..., 0] / m[..., 1])
 
@@ -119,7 +119,7 @@ def shortest_prefix(
         else: low = middle + 1
     return tuple(ranked[:high]), tried[high], whole
 
-# %% ../nbs/04_sections.ipynb #d4708f78
+# %% ../nbs/04_sections.ipynb #543862cc
 def _drop_reason(effect, noise, min_effect):
     if abs(effect.value) < min_effect: return f"effect below {min_effect:.0%} of the clean metric"
     if not effect.excludes_zero: return "interval includes 0"
@@ -134,6 +134,7 @@ def find_cross_sections(
     sites: Iterable[str] = HEAD_SITES,
     coverage: float = 0.9,  # share of the group's reach that the kept nodes must come to, in (0, 1]
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
+    min_accuracy: float = 0.75,  # the model must put the answer above the distractor in this share of prompts; 0 lets everything pass
     steps: int = 1,  # points of the integrated gradients that rank the nodes; 1 is plain attribution patching
     max_prompts: int = 256,  # training prompts used for the search
     batch_size: int = 64,
@@ -141,9 +142,12 @@ def find_cross_sections(
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
     if not 0 < coverage <= 1: raise ValueError(f"coverage={coverage} is not in (0, 1]")
-    attributes, sites = list(attributes or task.counterfactuals), list(sites)
-    settings = dict(sites=sites, coverage=coverage, min_effect=min_effect, steps=steps, max_prompts=max_prompts)
-    used = task.train[:max_prompts]
+    attributes, sites, used = list(attributes or task.counterfactuals), list(sites), task.train[:max_prompts]
+    accuracy = used.check(model, by=(), batch_size=batch_size).accuracy["all"]
+    if accuracy < min_accuracy:
+        raise ValueError(f"the model does task {task.name!r} in {accuracy:.0%} of prompts, less than min_accuracy={min_accuracy:.0%}: "
+                         "there is no circuit to find. Take another model or task, or lower min_accuracy")
+    settings = dict(sites=sites, coverage=coverage, min_effect=min_effect, steps=steps, max_prompts=max_prompts, accuracy=accuracy, min_accuracy=min_accuracy)
     nodes = all_nodes(model, task.prompts.positions, sites)
     found, dropped, scores = [], [], {}
     groups = [(attribute, site, position) for attribute in attributes for site in sites for position in task.prompts.positions]
@@ -152,11 +156,11 @@ def find_cross_sections(
         if attribute not in scores:
             scores[attribute] = attribution_patching(model, used, attribute, nodes, steps, batch_size)
             patcher = _Patcher.of(model, used, attribute, attribute, nodes, batch_size)
-            neutral = _Patcher.of(model, used, attribute, None, nodes, batch_size)
+            neutral = _Patcher.of(model, used, attribute, None, nodes, batch_size) if used.neutral else None
         share = dict(zip(nodes, scores[attribute].share.tolist()))
         ranked = sorted((n for n in nodes if (n.site, n.position) == (site, position)), key=lambda n: -abs(share[n]))
         kept, effect, group = shortest_prefix(ranked, patcher.effect, coverage, min_effect)
-        noise = neutral.effect(kept) if abs(effect.value) >= min_effect else Estimate(0.0, 0.0, 0.0, effect.n)
+        noise = neutral.effect(kept) if neutral and abs(effect.value) >= min_effect else Estimate(0.0, 0.0, 0.0, effect.n)
         reason = _drop_reason(effect, noise, min_effect)
         if reason:
             dropped.append(dict(attribute=attribute, site=site, position=position, effect=effect.value, lo=effect.lo, hi=effect.hi, reason=reason))

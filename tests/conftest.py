@@ -1,0 +1,109 @@
+"""What the tests share: the embedded model with all that is found on it, and small random models of each family."""
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test may need the network
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+from transformers import GPT2TokenizerFast
+
+from sage_nb.dictionaries import fit_dictionaries
+from sage_nb.models import EMBEDDED, load_model
+from sage_nb.saes import embedded_saes, load_saes
+from sage_nb.sections import find_cross_sections
+from sage_nb.tasks import load_task
+from sage_nb.zoo import build_model, build_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+RANDOM = ("gpt2", "gpt2-hooked", "pythia", "gemma")
+
+settings.register_profile("same", deadline=None, derandomize=True, database=None)
+settings.load_profile("same")
+
+
+def complete_sets(model="tiny-gpt2", layers=4):
+    "The embedded SAE sets of a model that have an SAE before each of its layers."
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)]
+    return [s for s in embedded_saes() if s.startswith(model) and
+            all((EMBEDDED / "saes" / s / hook / "cfg.json").exists() for hook in hooks)]
+
+
+@pytest.fixture(scope="session")
+def model(): return load_model("tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def task(model): return load_task("ioi", model, n=384)
+
+
+@pytest.fixture(scope="session")
+def sections(model, task): return find_cross_sections(model, task, max_prompts=96, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def truth(model, task, sections): return fit_dictionaries(model, task, sections)
+
+
+@pytest.fixture(scope="session")
+def sae_sets():
+    "The embedded SAE sets by name, cut off from their twins so that nothing else is evaluated beside them."
+    return {name: replace(load_saes(name), twin=None) for name in complete_sets()}
+
+
+@pytest.fixture(params=complete_sets())
+def sae_set(request, sae_sets): return sae_sets[request.param]
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer():
+    data = [Path(os.environ["SAGE_NB_DATA"])] if "SAGE_NB_DATA" in os.environ else []
+    folders = [d / "gpt2_tokenizer" for d in data] + sorted(ROOT.parent.glob("*/data/gpt2_tokenizer"))
+    found = [f for f in folders if (f / "vocab.json").exists()]
+    if not found: pytest.skip("no GPT-2 tokenizer: put its vocab.json and merges.txt in $SAGE_NB_DATA/gpt2_tokenizer")
+    return GPT2TokenizerFast.from_pretrained(found[0])
+
+
+@pytest.fixture(scope="session")
+def hf_models():
+    "Random transformers models, every weight perturbed so that no bias is 0 and no norm 1."
+    torch.manual_seed(0)
+    models = {}
+    for family in ("gpt2", "pythia", "gemma"):
+        models[family] = build_model(f"tiny-{family}", build_tokenizer(2000)).eval().requires_grad_(False)
+        for p in models[family].parameters(): p += 0.1 * torch.randn_like(p)
+    return models
+
+
+def hooked_transformer(gpt2, tokenizer):
+    "The same GPT-2 as a HookedTransformer, by TransformerLens's own conversion."
+    c = gpt2.config
+    cfg = HookedTransformerConfig(
+        n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_positions, n_heads=c.n_head, d_head=c.n_embd // c.n_head,
+        d_vocab=c.vocab_size, act_fn="gelu_new", eps=c.layer_norm_epsilon, normalization_type="LN",
+        default_prepend_bos=True)
+    model = HookedTransformer(cfg)
+    model.load_state_dict(convert_gpt2_weights(gpt2, cfg), strict=False)
+    model.tokenizer = tokenizer
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def random_models(hf_models, tmp_path_factory):
+    "Each family as a TransformerLens model, with the zoo's tokenizer."
+    tokenizer, models = build_tokenizer(2000), {}
+    for family, hf in hf_models.items():
+        folder = tmp_path_factory.mktemp(family)
+        hf.save_pretrained(folder), tokenizer.save_pretrained(folder)
+        models[family] = load_model(folder)
+        models[family].cfg.default_prepend_bos = True
+    return models | {"gpt2-hooked": hooked_transformer(hf_models["gpt2"], tokenizer)}
+
+
+@pytest.fixture(params=RANDOM)
+def random_model(request, random_models): return random_models[request.param]

@@ -1,0 +1,340 @@
+"""Test 1 recomputed prompt by prompt, what must rank above what, and reports that survive saving and hostile names."""
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from transformers import GPT2LMHeadModel
+
+from sage_nb.activations import Node, capture
+from sage_nb.dictionaries import fit_dictionaries
+from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, SageReport, check_saes, evaluate
+from sage_nb.faithfulness import TEST_1, faithfulness, set_stage
+from sage_nb.intervals import interval, resample_counts
+from sage_nb.models import EMBEDDED
+from sage_nb.plots import to_html
+from sage_nb.reconstruction import reconstruct
+from sage_nb.saes import SAESet, SparseSAE, load_saes
+
+KINDS = ("topk", "standard")
+
+
+@pytest.fixture(scope="module")
+def part(task):
+    "All training prompts and a third of the held-out ones."
+    return task[~task.held_out | (torch.arange(len(task)) % 3 == 0)]
+
+
+@pytest.fixture(scope="module")
+def io_sections(sections):
+    "Only the cross-sections of IO."
+    found = replace(sections, sections=tuple(sections.of("IO")))
+    assert {s.site for s in found} >= {"v", "z"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def values(io_sections): return replace(io_sections, sections=tuple(s for s in io_sections if s.site == "v"))
+
+
+@pytest.fixture(scope="module")
+def trained(sae_sets):
+    found = [s for name, s in sae_sets.items() if not name.endswith("-random")]
+    if not found: pytest.skip("no SAE set is embedded")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def report(model, part, io_sections, truth, trained):
+    return evaluate(model, part, io_sections, truth, trained, progress=False)
+
+
+# Test 1 by a plain loop
+
+def indicators(attributes, values):
+    return np.stack([(attributes[a] == v).to_numpy(float) for a in values for v in values[a]], 1)
+
+
+def plain_test_1(model, task, nodes, saes):
+    """Metrics (clean, ablated, reconstructed, left out) per method with edits at v nodes, from transformers' weights,
+    NumPy, scikit-learn and one hooked run per prompt and intervention."""
+    hf = GPT2LMHeadModel.from_pretrained(EMBEDDED / "tiny-gpt2", dtype=torch.float32)
+    prompts, layers, role = task.prompts, {n.layer for n in nodes}, nodes[0].position
+    caches = [model.run_with_cache(tokens[None])[1] for tokens in prompts.tokens]
+    at, end = prompts.index(role).tolist(), prompts.index("END").tolist()
+    train, test = ([i for i in range(len(task)) if bool(task.held_out[i]) == out] for out in (False, True))
+    streams = {layer: [c[f"blocks.{layer}.hook_resid_pre"][0] for c in caches] for layer in layers}
+    seen = {layer: [x[: e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without padding
+
+    def v(node, x_hat, x):
+        block, rows = hf.transformer.h[node.layer], slice(256 + 32 * node.head, 288 + 32 * node.head)
+        normed = block.ln_1.weight * (x_hat - x_hat.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() + block.ln_1.bias
+        return (normed @ block.attn.c_attn.weight[:, rows] + block.attn.c_attn.bias[rows]).detach()
+
+    def metric(i, put=()):
+        def hook(value, node):
+            def edit(x, hook): x[0, at[i], node.head] = value
+            return edit
+        hooks = [(n.hook, hook(value, n)) for n, value in put]
+        logits = model.run_with_hooks(prompts.tokens[i : i + 1], fwd_hooks=hooks)[0, end[i]]
+        return (logits[task.answers[i]] - logits[task.distractors[i]]).item()
+
+    acts = {n: torch.stack([c[n.hook][0, p, n.head] for c, p in zip(caches, at)]) for n in nodes}
+    means = {n: acts[n][train].mean(0) for n in nodes}
+    lists = {a: sorted(task.attributes[a].iloc[train].unique()) for a in task.attributes}
+    C, supervised = indicators(task.attributes, lists), {}
+    for n in nodes:
+        u = np.linalg.lstsq(C[train], (acts[n][train] - means[n]).double().numpy(), rcond=None)[0]
+        supervised[n] = means[n] + torch.from_numpy(C @ u).float()
+    methods = {FLOOR: {n: [means[n]] * len(task) for n in nodes}, SKYLINE: supervised, IDENTITY: acts}
+
+    def through(decoders):
+        return {n: [v(n, decoders[n.layer](x[p]), x[p]) for x, p in zip(streams[n.layer], at)] for n in nodes}
+
+    def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
+
+    def by_pca(layer, k):
+        p = PCA(k).fit(torch.cat([seen[layer][i] for i in train[:256]]).double().numpy())
+        return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
+    active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:128])) != 0 for layer in layers]
+    k = round((sum(a.sum(1).float().mean() for a in active) / len(active)).item())
+    methods[saes.name] = through({layer: by_sae(saes.before(layer)) for layer in layers})
+    methods[f"PCA-{k}"] = through({layer: by_pca(layer, k) for layer in layers})
+    clean, ablated = ([metric(i, put) for i in test] for put in ((), [(n, means[n]) for n in nodes]))
+    return {name: torch.tensor([
+        clean, ablated, [metric(i, [(n, hat[n][i]) for n in nodes]) for i in test],
+        [metric(i, [(n, means[n] + acts[n][i] - hat[n][i]) for n in nodes]) for i in test]], dtype=torch.double).T
+        for name, hat in methods.items()}
+
+
+def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values, trained):
+    report = evaluate(model, part, values, fit_dictionaries(model, part, values), trained, progress=False)
+    assert len(values) == 1 and len({n.layer for n in values[0].nodes}) > 1
+    columns = plain_test_1(model, part, values[0].nodes, trained)
+    assert set(columns) == set(report.table.sae)
+    for name, runs in columns.items():
+        clean, ablated, put_in, left_out = (sum(c) / len(c) for c in runs.T.tolist())
+        expected = {"sufficiency": put_in / clean, "fraction recovered": (put_in - ablated) / (clean - ablated),
+                    "necessity": 1 - abs(ablated - left_out) / abs(ablated - clean)}
+        rows = report.table[report.table.sae == name].set_index("metric")
+        assert dict(rows.value) == pytest.approx(expected, abs=1e-5)
+        resampled = (resample_counts(len(runs)) @ runs / len(runs)).numpy()
+        recovered = (resampled[:, 2] - resampled[:, 1]) / (resampled[:, 0] - resampled[:, 1])
+        lo, hi = rows.loc["fraction recovered", ["lo", "hi"]]
+        assert [lo, hi] == pytest.approx(np.percentile(recovered, [2.5, 97.5]), abs=1e-5)
+        assert (rows.n == len(part.test)).all()
+        score = np.mean([min(max(expected[m], 0), 1) for m in ("fraction recovered", "necessity")])
+        assert report.scorecard().score[name] == pytest.approx(score, abs=1e-5)
+
+
+def test_floor_and_identity_are_0_and_1_everywhere(report):
+    scores = report.table.set_index(["sae", "metric"]).value
+    for metric, worst in (("fraction recovered", 0), ("necessity", 0)):
+        assert scores[FLOOR, metric].to_list() == pytest.approx([worst] * len(report.sections), abs=1e-5)
+        assert scores[IDENTITY, metric].to_list() == pytest.approx([1] * len(report.sections), abs=1e-5)
+
+
+def test_two_evaluations_are_identical(model, part, values, truth, trained):
+    one, two = (evaluate(model, part, values, truth, trained, progress=False) for _ in range(2))
+    for name in ("table", "scores", "sections"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name), check_exact=True)
+    assert one.settings == two.settings and one.notes == two.notes
+
+
+# What must rank above what
+
+@pytest.mark.parametrize("metric", ["fraction recovered", "necessity"])
+@pytest.mark.parametrize("pair", ["supervised above trained", "trained above random decoder"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranking_on_the_io_sections(model, task, io_sections, truth, sae_sets, kind, pair, metric):
+    names = [f"tiny-gpt2-res-{kind}", f"tiny-gpt2-res-{kind}-random"]
+    if not set(names) <= set(sae_sets): pytest.skip(f"{names} are not both embedded")
+    for section in io_sections:
+        stage = set_stage(model, task, section, truth)
+        made = [{n: truth[n].reconstruct(stage.task.attributes) for n in section.nodes}]
+        made += [reconstruct(model, stage.task.prompts, section.nodes, sae_sets[name]) for name in names]
+        better, worse = made[:2] if pair.startswith("supervised") else made[1:]
+        columns = torch.cat([faithfulness(stage, better), faithfulness(stage, worse)], 1)
+        difference = interval(columns, lambda m: TEST_1[metric](m[..., :4]) - TEST_1[metric](m[..., 4:]))
+        assert difference.lo > 0, f"{metric} in {section.name}: {pair} by {difference}"
+
+
+# SAEs of one's own, and wrong ones
+
+def perfect(layer, scale=1.0, name="own"):
+    "Every coordinate and its negative is a latent: the reconstruction is exact (for scale 1)."
+    W = torch.cat([torch.eye(128), -torch.eye(128)])
+    return SparseSAE(Node("resid_pre", layer), W, torch.zeros(128), lambda x: scale * (x @ W.T).relu(), name)
+
+
+def test_an_sae_of_ones_own_that_is_exact_scores_as_the_identity(model, part, io_sections, truth):
+    own = evaluate(model, part, io_sections, truth, [perfect(layer) for layer in range(4)], progress=False)
+    card = own.scorecard()
+    assert card.loc["own SAEs"].to_list() == pytest.approx(card.loc[IDENTITY].to_list(), abs=1e-5)
+    assert own.table[own.table.sae == "own SAEs"].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
+
+
+def test_a_shrunken_sae_scores_below_an_exact_one(model, part, values, truth):
+    sets = [load_saes([perfect(layer, s) for layer in range(4)], f"x {s}") for s in (1.0, 0.6, 0.3)]
+    score = evaluate(model, part, values, truth, sets, progress=False).scorecard().score
+    assert score["x 1.0"] > score["x 0.6"] > score["x 0.3"]
+
+
+def test_every_embedded_set_is_accepted_for_its_own_model(model, task, sae_set):
+    for r2, l0 in check_saes(model, task, sae_set, range(4)).values(): assert r2 >= 0 and l0 >= 1
+
+
+def test_a_trained_set_is_evaluated_beside_its_twin(model, part, values, truth, trained, sae_sets):
+    if f"{trained.name}-random" not in sae_sets: pytest.skip("its twin is not embedded")
+    found = set(evaluate(model, part, values, truth, trained.name, progress=False).table.sae)
+    rest = {name for name in found - {FLOOR, SKYLINE, IDENTITY} if not name.startswith("PCA-")}
+    assert rest == {trained.name, f"{trained.name}-random"}
+
+
+def wrong_saes(kind, trained):
+    g = torch.Generator().manual_seed(0)
+    alter = {
+        "shuffled decoder": lambda s: replace(s, W_dec=s.W_dec[torch.randperm(len(s.W_dec), generator=g)]),
+        "other origin": lambda s: replace(s, b_dec=s.b_dec + 3),
+        "other width": lambda s: replace(s, W_dec=s.W_dec[:, :64], b_dec=s.b_dec[:64]),
+        "layers in reverse": lambda s: replace(s, node=Node("resid_pre", 3 - s.node.layer)),
+    }[kind]
+    return SAESet(kind, {(new := alter(s)).node: new for s in trained if s.node.site == "resid_pre"})
+
+
+@pytest.mark.parametrize("kind,message", [
+    ("shuffled decoder", r"SAE set 'shuffled decoder' explains -\d.* before layer \d: it does not belong to this model"),
+    ("other origin", r"SAE set 'other origin' explains -\d.* before layer \d: it does not belong to this model"),
+    ("other width", "takes activations of width 64, got 128"),
+    ("layers in reverse", "it does not belong to this model"),
+])
+def test_wrong_saes_are_refused(model, part, values, truth, trained, kind, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, part, values, truth, wrong_saes(kind, trained), progress=False)
+
+
+def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
+    g, layers = torch.Generator().manual_seed(0), range(4)
+    shuffled = [replace(s, b_dec=s.b_dec[torch.randperm(128, generator=g)]) for s in map(trained.before, layers)]
+    good, bad = (check_saes(model, part, s, layers) for s in (trained, load_saes(shuffled)))
+    for layer in layers:
+        assert bad[layer][0] < good[layer][0]
+        assert bad[layer][1] == good[layer][1], "the encoder is the same"
+        x = capture(model, part.prompts[:128], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
+        x = torch.cat([row[: end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
+        x_hat = trained.before(layer).dense_encode(x.float()) @ trained.before(layer).W_dec + trained.before(layer).b_dec
+        r2 = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+        assert good[layer][0] == pytest.approx(r2.item(), abs=1e-5)
+
+
+def test_wrong_requests_say_what_is_wrong(model, part, sections, values, truth, trained, tmp_path):
+    with pytest.raises(ValueError, match="there is no cross-section to evaluate on: Pos +no cross-section: largest"):
+        evaluate(model, part, replace(sections, sections=(), scores={"Pos": sections.scores["Pos"]}), truth, trained)
+    with pytest.raises(ValueError, match="no cross-section counts: IO:v@IO: the supervised dictionary recovers only"):
+        evaluate(model, part, values, truth, trained, min_skyline=2, progress=False)
+    with pytest.raises(ValueError, match="no SAE of the residual stream before layer"):
+        evaluate(model, part, values, truth, [perfect(0)], progress=False)
+    with pytest.raises(FileNotFoundError, match="report.json is missing"): SageReport.load(tmp_path)
+    with pytest.raises(ValueError, match="neither embedded"): load_saes("no-such-saes")
+    with pytest.raises(ValueError, match="there is no cfg.json in it"): load_saes(tmp_path)
+    with pytest.raises(TypeError, match="are neither a name, a folder nor an iterable"): load_saes(7)
+
+
+def test_an_empty_list_of_saes_is_refused(model, part, values, truth):
+    with pytest.raises(ValueError, match="SAE"): evaluate(model, part, values, truth, [], progress=False)
+
+
+# Reports
+
+@pytest.fixture(scope="module")
+def hostile(model, part, values, truth):
+    "A report in which every name that a user can choose is an attack on the page."
+    task = replace(part, name="<script>alert('task')</script>")
+    section, scores = replace(values[0], attribute="<b onclick=alert(1)>IO"), values.scores["IO"]
+    saes = load_saes([perfect(layer) for layer in range(4)], "<img src=x onerror=alert(1)>")
+    found = replace(values, sections=(section,), scores={section.attribute: scores})
+    return evaluate(model, task, found, truth, saes, progress=False)
+
+
+def not_json(constant): raise AssertionError(f"{constant} is not JSON")
+
+
+@pytest.mark.parametrize("which", ["report", "hostile"])
+def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
+    report = request.getfixturevalue(which)
+    assert report.save(tmp_path) == tmp_path / "report.html"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "table.csv"]
+    json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=not_json)
+    again = SageReport.load(tmp_path)
+    for name in ("table", "scores", "sections"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(report, name), check_exact=True)
+    assert again.settings == report.settings and again.notes == report.notes
+    assert again.to_json() == report.to_json()
+
+
+@pytest.mark.parametrize("name", ["NaN", "BaNaNa SAE", "Infinity", "null", 'a "quoted" \\ name', "naïve ☃", "1e3"])
+def test_any_name_survives_saving(report, name, tmp_path):
+    table, scores = (frame.replace({"sae": {FLOOR: name}}) for frame in (report.table, report.scores))
+    renamed = replace(report, table=table, scores=scores, notes=[name])
+    (tmp_path / "report.json").write_text(renamed.to_json(), encoding="utf-8")
+    again = SageReport.load(tmp_path)
+    assert again.table.sae[0] == again.scores.sae[0] == again.notes[0] == name
+
+
+@pytest.mark.parametrize("name", ["costs $5 or $6", r"$\frac{$", "under_score^hat", "_hidden", "naïve"])
+def test_any_name_can_be_drawn(report, name):
+    named = report.table.replace({"sae": {FLOOR: name}}).assign(section=report.table.section + name)
+    to_html(replace(report, table=named).plot(), name)
+
+
+def test_numbers_that_are_not_finite_are_saved_as_strict_json(report, tmp_path):
+    odd = replace(report, table=report.table.assign(value=float("nan"), lo=float("-inf"), hi=float("inf")))
+    json.loads(odd.to_json(), parse_constant=not_json)
+
+
+def test_a_report_of_another_schema_is_refused(report, tmp_path):
+    report.save(tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(data | {"schema": 99}))
+    with pytest.raises(ValueError, match="has schema 99, this version reads 1"): SageReport.load(tmp_path)
+
+
+class Page(HTMLParser):
+    "Tags, attributes and text of a page."
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data): self.text += data
+
+
+@pytest.mark.parametrize("which", ["report", "hostile"])
+def test_the_page_needs_no_other_file_and_runs_no_script(request, which, tmp_path):
+    html = request.getfixturevalue(which).save(tmp_path).read_text(encoding="utf-8")
+    page = Page(html)
+    assert {"h2", "table", "img", "style"} <= page.tags
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    outside = [v for k, v in page.attributes if k in ("src", "href", "srcset", "data") and not v.startswith("data:")]
+    assert not outside
+    assert not [k for k, _ in page.attributes if k.startswith("on")], "an event handler"
+    assert "@import" not in html and "url(" not in html
+    if which == "hostile":
+        for name in ("<script>alert('task')</script>", "<img src=x onerror=alert(1)>", "<b onclick=alert(1)>IO"):
+            assert name in page.text
+
+
+def test_the_scorecard_prints_and_names_what_it_is_of(report, trained):
+    text = str(report)
+    assert text.startswith("SAGE scorecard: ioi on tiny-gpt2")
+    assert all(name in text for name in (trained.name, FLOOR, SKYLINE, IDENTITY))
+    assert report.scorecard().index[0] == FLOOR
+    assert report.settings["task"]["seed"] == 0 and len(report.settings["model"]["hash"]) == 16

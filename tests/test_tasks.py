@@ -1,0 +1,237 @@
+"""Prompts, counterfactuals and what the embedded models have seen, against tables written by hand."""
+import random
+import re
+from string import Formatter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sage_nb.activations import Prompts, run
+from sage_nb.recipes import NAMES, RECIPES, Picker
+from sage_nb.tasks import load_task
+from sage_nb.zoo import sentences
+
+# task -> attribute -> (slots of the template that express it, whether its edit changes the answer), given the variables
+EDITS = {
+    "ioi": {"IO": (lambda v: "A" if v["Pos"] == "ABB" else "B", lambda v: True),
+            "S": (lambda v: "B S2" if v["Pos"] == "ABB" else "A S2", lambda v: False),
+            "Pos": (lambda v: "A B", lambda v: False)},
+    "order": {"ordinal": (lambda v: "ORD", lambda v: True), "first": (lambda v: "A", lambda v: v["ordinal"] == "first"),
+              "second": (lambda v: "B", lambda v: v["ordinal"] == "second")},
+    "pronoun": {"gender": (lambda v: "A B S", lambda v: True), "which": (lambda v: "A B", lambda v: False)},
+    "agreement": {"number": (lambda v: "N", lambda v: True), "attractor": (lambda v: "M", lambda v: False)},
+    "capitals": {"country": (lambda v: "C", lambda v: True), "relation": (lambda v: "REL", lambda v: True)},
+    "successor": {"item": (lambda v: "W X", lambda v: True), "kind": (lambda v: "W X", lambda v: True)},
+    "induction": {  # the last three words belong to the cycle of each distance
+        "token": (lambda v: " ".join(f"x{i}" for i in range(13) if (13 - i) % v["distance"] == 0), lambda v: True),
+        "distance": (lambda v: " ".join(f"x{i}" for i in range(10)), lambda v: False)},
+    "greater_than": {"year": (lambda v: "YY", lambda v: False), "century": (lambda v: "C C2", lambda v: False)},
+}
+NEUTRAL = {"ioi": "place object", "order": "place", "pronoun": "place", "agreement": "N", "capitals": "time",
+           "successor": "time", "induction": "time", "greater_than": "event"}
+# task -> role -> the word that must stand there, from the prompt's attributes and words by slot
+ROLES = {
+    "ioi": {"IO": lambda a, w: a["IO"], "S1": lambda a, w: a["S"], "S2": lambda a, w: a["S"],
+            "S1+1": lambda a, w: w["B+1" if a["Pos"] == "ABB" else "A+1"]},
+    "order": {"A": lambda a, w: a["first"], "B": lambda a, w: a["second"], "ORD": lambda a, w: a["ordinal"]},
+    "pronoun": {"A": lambda a, w: w["A"], "B": lambda a, w: w["B"],
+                "S": lambda a, w: w["A" if a["which"] == "first" else "B"]},
+    "agreement": {"N": lambda a, w: w["N"], "N+1": lambda a, w: w["N+1"]},
+    "capitals": {"C": lambda a, w: a["country"], "REL": lambda a, w: a["relation"]},
+    "successor": {"W": lambda a, w: w["W"], "X": lambda a, w: w["X"]},
+    "induction": {"PREV": lambda a, w: w["x12"], "NEXT": lambda a, w: a["token"]},
+    "greater_than": {"C": lambda a, w: a["century"], "YY": lambda a, w: a["year"]},
+}
+each_task = pytest.mark.parametrize("name", RECIPES)
+
+
+def shape(name, template):
+    "The template as a regular expression, a group per slot."
+    template = template.split("|")[0] + (" " + " ".join("{x%d}" % i for i in range(13)) if name == "induction" else "")
+    word = {"C": r"\d\d", "C2": r"\d\d", "YY": r"\d\d"} if name == "greater_than" else {}
+    return "".join(re.escape(literal) + (f"(?P<{slot}>{word.get(slot, '[A-Za-z]+')})" if slot else "")
+                   for literal, slot, _, _ in Formatter().parse(template))
+
+
+def words(name, template, text):
+    "Which word fills each slot, and as `slot+1` which comes next."
+    found = re.fullmatch(shape(name, template), text)
+    assert found, f"{text!r} is not of the template {template!r}"
+    following = {f"{slot}+1": re.findall(r"[A-Za-z]+", text[found.end(slot):]) for slot in found.groupdict()}
+    return found.groupdict() | {slot: rest[0] for slot, rest in following.items() if rest}
+
+
+def changed(name, template, one, two):
+    a, b = words(name, template, one), words(name, template, two)
+    return {slot for slot in a if "+" not in slot and a[slot] != b[slot]}
+
+
+# Counterfactuals
+
+def test_the_tables_cover_every_task():
+    assert {name: set(EDITS[name]) for name in EDITS} == {name: set(r.attributes) for name, r in RECIPES.items()}
+    assert set(NEUTRAL) == set(ROLES) == set(RECIPES)
+
+
+@each_task
+@given(seed=st.integers(0, 10**6), data=st.data())
+def test_a_counterfactual_changes_only_the_slots_that_express_its_attribute(name, seed, data):
+    recipe = RECIPES[name]
+    template = data.draw(st.integers(0, len(recipe.templates) - 1))
+    pick = Picker(random.Random(seed), template, data.draw(st.sampled_from(["all", "seen", "unseen"])))
+    v = recipe.sample(pick, recipe.lexicon)
+    prompt = recipe.render(recipe.templates[template], v)
+    for attribute, (slots, answer_changes) in EDITS[name].items():
+        v2 = recipe.edits[attribute](v, Picker(random.Random(seed), template), recipe.lexicon)
+        cf = recipe.render(recipe.templates[template], v2)
+        differ = changed(name, recipe.templates[template], prompt.text, cf.text)
+        assert v2[attribute] != v[attribute]
+        assert differ and differ <= set(slots(v).split()), f"{attribute}: {prompt.text!r} -> {cf.text!r}"
+        if attribute != "distance": assert differ == set(slots(v).split())
+        assert (cf.answer != prompt.answer) == answer_changes(v), f"{attribute}: {prompt} -> {cf}"
+    cf = recipe.render(recipe.templates[template], recipe.neutral(v, Picker(random.Random(seed), template)))
+    assert changed(name, recipe.templates[template], prompt.text, cf.text) == set(NEUTRAL[name].split())
+    assert (cf.answer, cf.distractor) == (prompt.answer, prompt.distractor)
+    assert prompt.answer != prompt.distractor
+
+
+@each_task
+def test_a_task_compares_with_the_counterfactuals_answer_where_that_differs(model, name):
+    task = load_task(name, model, n=40)
+    decode = model.tokenizer.decode
+    for attribute, cf in task.counterfactuals.items():
+        for i in range(len(task)):
+            v = dict(task.attributes.iloc[i])
+            same = cf.distractors[i] == task.distractors[i]
+            if not EDITS[name][attribute][1](v): assert same, f"{attribute} keeps the answer of {task.texts[i]!r}"
+            assert cf.distractors[i] != task.answers[i]
+            assert cf.values[i] != v[attribute]
+        assert torch.equal(cf.prompts.index("END"), task.prompts.index("END"))
+        for own, other in zip(task.prompts.tokens, cf.prompts.tokens): assert decode(own) != decode(other)
+
+
+# Tokens and roles
+
+def roles_are_right(task, tokenizer):
+    recipe = RECIPES[task.name]
+    assert set(ROLES[task.name]) | {"END"} == set(task.prompts.positions)
+    for i, text in enumerate(task.texts):
+        tokens, attributes = task.prompts.tokens[i].tolist(), task.attributes.iloc[i]
+        found = words(task.name, recipe.templates[task.template[i]], text)
+        for role, word in ROLES[task.name].items():
+            expected, got = word(attributes, found), tokenizer.decode(tokens[task.prompts.index(role)[i]])
+            assert got.strip() == expected, f"{role} is {got!r} in {text!r}, not {expected!r}"
+        end = task.prompts.index("END")[i]
+        assert tokenizer.decode(tokens[1 : end + 1]).strip() == text, "the tokens up to END are the prompt"
+        whole = tokenizer(text + tokenizer.decode(task.answers[i]), add_special_tokens=False)["input_ids"]
+        assert whole == [*tokens[1 : end + 1], task.answers[i].item()], "the answer is the one token that follows"
+
+
+@each_task
+def test_roles_decode_to_the_right_words(model, name): roles_are_right(load_task(name, model, n=60), model.tokenizer)
+
+
+@each_task
+def test_roles_decode_to_the_right_words_with_the_gpt2_tokenizer(gpt2_tokenizer, name):
+    like_gpt2 = SimpleNamespace(tokenizer=gpt2_tokenizer, cfg=SimpleNamespace(default_prepend_bos=True))
+    task = load_task(name, like_gpt2, n=200)
+    assert (task.prompts.tokens[:, 0] == gpt2_tokenizer.bos_token_id).all()
+    assert len(task) >= 100
+    for left in task.notes["usable words"].values(): assert int(left.split()[0]) >= RECIPES[name].least
+    roles_are_right(task, gpt2_tokenizer)
+
+
+# What the embedded models have not seen
+
+def kept_back(template): return {name for i, name in enumerate(NAMES) if i % 5 == template % 5}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    text = sentences(seed=0)  # that of the embedded models
+    return [next(text) for _ in range(20_000)]
+
+
+@pytest.mark.parametrize("name,slots", [("ioi", "A B S2"), ("order", "A B")])
+def test_training_text_holds_every_seen_pair_and_no_unseen_pair(corpus, name, slots):
+    for t, template in enumerate(RECIPES[name].templates):
+        sentence = re.compile(shape(name, template) + r" (?P<answer>[A-Za-z]+)\.")
+        found = [m for s in corpus if (m := sentence.fullmatch(s))]
+        assert len(found) > 200, f"template {template!r} was not recognised in the training text"
+        met = {m[slot] for m in found for slot in [*slots.split(), "answer"]}
+        assert met == set(NAMES) - kept_back(t), f"template {template!r}"
+
+
+@pytest.mark.parametrize("name", ["ioi", "order"])
+def test_unseen_prompts_use_only_names_that_were_kept_back_from_their_template(model, name):
+    task = load_task(name, model, n=200, pool="unseen")
+    for text, t in zip(task.texts, task.template.tolist()):
+        filled = words(name, RECIPES[name].templates[t], text)
+        assert {filled["A"], filled["B"]} <= kept_back(t)
+
+
+@pytest.mark.parametrize("name,least", [(name, 0.95 if name == "ioi" else 0.9) for name in RECIPES])
+def test_the_embedded_model_does_its_tasks_on_unseen_pairs(model, name, least):
+    task = load_task(name, model, n=300, seed=1, pool="unseen")
+    assert (run(model, task.prompts, task.metric()) > 0).float().mean() >= least
+
+
+# Rows, splits and wrong requests
+
+def test_rows_of_a_task_stay_together(model):
+    task = load_task("ioi", model, n=50)
+    part = task[torch.tensor([3, 30, 7])]
+    for i, j in enumerate([3, 30, 7]):
+        assert part.texts[i] == task.texts[j] and dict(part.attributes.iloc[i]) == dict(task.attributes.iloc[j])
+        assert torch.equal(part.prompts.tokens[i], task.prompts.tokens[j]) and part.answers[i] == task.answers[j]
+        assert part.counterfactuals["S"].values[i] == task.counterfactuals["S"].values[j]
+        assert torch.equal(part.counterfactuals["S"].prompts.tokens[i], task.counterfactuals["S"].prompts.tokens[j])
+        assert torch.equal(part.neutral.prompts.tokens[i], task.neutral.prompts.tokens[j])
+
+
+@each_task
+def test_training_and_held_out_prompts_share_no_template(model, name):
+    task = load_task(name, model, n=60)
+    assert len(task.train) + len(task.test) == len(task) and min(len(task.train), len(task.test)) > 0
+    assert not set(task.train.template.tolist()) & set(task.test.template.tolist())
+
+
+@each_task
+def test_prompts_differ_and_held_out_values_were_all_trained_on(model, name):
+    task = load_task(name, model, n=90)
+    assert len(set(zip(task.texts, task.answers.tolist(), task.distractors.tolist()))) == len(task)
+    for attribute in task.attributes: assert set(task.test.attributes[attribute]) <= set(task.train.attributes[attribute])
+
+
+def test_a_seed_fixes_a_task_and_another_changes_it(model):
+    a, b, c = (load_task("ioi", model, n=30, seed=s) for s in (5, 5, 6))
+    assert a.texts == b.texts and a.neutral.prompts.tokens.equal(b.neutral.prompts.tokens) and a.texts != c.texts
+
+
+class Splits:
+    "A tokenizer to which every word is two tokens."
+    bos_token_id, eos_token_id, pad_token_id, unk_token_id = 0, 1, 1, 2
+    def encode(self, text, add_special_tokens=False): return [3] * 2 * len(text.split())
+
+
+def some(model): return load_task("ioi", model, n=24)
+
+
+@pytest.mark.parametrize("request_,message", [
+    (lambda m: load_task("nope", m), r"task 'nope' is not built in \(has ioi, order"),
+    (lambda m: load_task("ioi", m, pool="new"), "pool 'new' is not one of all, seen, unseen"),
+    (lambda m: load_task("ioi", m, n=1), "at least 2 are needed"),
+    (lambda m: some(m).counterfactual("place"), r"attribute 'place' is not in task 'ioi' \(has IO, S, Pos\)"),
+    (lambda m: some(m).metric("place"), "attribute 'place' is not in task 'ioi'"),
+    (lambda m: some(m).prompts.index("S3"), r"position 'S3' is not named here \(has IO, S1, S1\+1, S2, END\)"),
+    (lambda m: load_task("ioi", SimpleNamespace(tokenizer=Splits(), cfg=m.cfg), n=2),
+     "task 'ioi' needs 6 names that are one token; this tokenizer leaves 0 of 32"),
+    (lambda m: Prompts(torch.zeros(2, 3), {"IO": torch.zeros(2)}), r"prompts need the position 'END' \(have IO\)"),
+    (lambda m: Prompts(torch.zeros(2, 3), {"END": torch.tensor([0, 3])}), r"'END' needs one index .* each in \[0, 3\)"),
+    (lambda m: Prompts(torch.zeros(2, 3), {"END": torch.tensor([0])}), "'END' needs one index per prompt"),
+])
+def test_wrong_requests_say_what_is_wrong(model, request_, message):
+    with pytest.raises(ValueError, match=message): request_(model)
