@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Node', 'Prompts', 'hooked', 'capture', 'run', 'gradients']
 
-# %% ../nbs/00_activations.ipynb #357b9302
+# %% ../nbs/00_activations.ipynb #91ce8eb4
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_activations.ipynb #cf07821a
+# %% ../nbs/00_activations.ipynb #8fd43086
 SITES = {
     "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z",
     "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
@@ -53,7 +53,7 @@ class Node(NamedTuple):
         layer, head, site, position = (match[g] for g in ("layer", "head", "site", "position"))
         return cls(site, int(layer), None if head is None else int(head), position)
 
-# %% ../nbs/00_activations.ipynb #667cdda5
+# %% ../nbs/00_activations.ipynb #26b065e9
 @dataclass(frozen=True)
 class Prompts:
     "Tokens, and where the named positions are in them."
@@ -81,7 +81,7 @@ class Prompts:
         "Consecutive batches of rows."
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
-# %% ../nbs/00_activations.ipynb #b3af5d4e
+# %% ../nbs/00_activations.ipynb #789b9008
 @contextmanager
 def hooked(
     model,  # HookedTransformer or TransformerBridge
@@ -104,7 +104,7 @@ def hooked(
     silent = sorted({(kind, name) for kind in pairs for name, _ in pairs[kind]} - fired)
     if silent: raise RuntimeError(f"hooks did not fire: {', '.join(name for _, name in silent)}; results would be those of an unhooked run")
 
-# %% ../nbs/00_activations.ipynb #316426a6
+# %% ../nbs/00_activations.ipynb #5fcaca16
 def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
@@ -120,7 +120,7 @@ def _device(model): return next(model.parameters()).device
 
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]  # (logits at END, rows of the batch) -> one or more numbers per prompt
 
-# %% ../nbs/00_activations.ipynb #edc53b07
+# %% ../nbs/00_activations.ipynb #9d4fb27b
 @torch.no_grad()
 def capture(
     model,
@@ -146,7 +146,23 @@ def capture(
             model(batch.tokens.to(_device(model)))
     return {node: torch.cat(parts) for node, parts in found.items()}
 
-# %% ../nbs/00_activations.ipynb #877b3d74
+# %% ../nbs/00_activations.ipynb #d884374a
+def _put(x, node, batch, value):
+    x = x.clone()
+    where = (slice(None), slice(None)) if node.position is None else (torch.arange(len(x)), batch.index(node.position).to(x.device))
+    x[where if node.head is None else (*where, node.head)] = value.to(x)
+    return x
+
+
+def _edit_hooks(model, node, batch, value):
+    "The hooks that put a value in."
+    if node.site != "resid_mid": return [(node.hook, lambda x: _put(x, node, batch, value))]
+    before = []  # resid_mid is resid_pre + attn_out, and not every class lets its hook reach both that follow; so attn_out makes up the difference
+    pre, attn_out = Node("resid_pre", node.layer).hook, Node("attn_out", node.layer).hook
+    if node.hook not in model.hook_dict: return [(node.hook, None)]  # refused where hooks are added
+    return [(pre, lambda x: before.append(x)), (attn_out, lambda x: _put(before[-1] + x, node, batch, value) - before[-1])]
+
+
 @torch.no_grad()
 def run(
     model,
@@ -160,27 +176,25 @@ def run(
     for node, value in edits.items():
         if len(value) != len(prompts): raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
 
-    def replace(node, batch, value):
-        def hook(x):
-            x = x.clone()
-            where = (slice(None), slice(None)) if node.position is None else (torch.arange(len(x)), batch.index(node.position).to(x.device))
-            x[where if node.head is None else (*where, node.head)] = value.to(x)
-            return x
-        return hook
-
     for rows in prompts.slices(batch_size):
         batch = prompts[rows]
-        fwd = [(node.hook, replace(node, batch, value[rows])) for node, value in edits.items()] + [_at_end(model, batch)]
+        ordered = sorted(edits, key=lambda node: node.site == "resid_mid")  # after edits of what it is the sum of
+        fwd = [pair for node in ordered for pair in _edit_hooks(model, node, batch, edits[node][rows])] + [_at_end(model, batch)]
         with hooked(model, fwd=fwd): logits = model(batch.tokens.to(_device(model)))[:, 0]
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
 
-# %% ../nbs/00_activations.ipynb #6fda7c9b
+# %% ../nbs/00_activations.ipynb #9e0007f0
 @torch.no_grad()
 def _embedding(model, tokens):
     found = []
     with hooked(model, [("hook_embed", lambda x: found.append(x.clone()))]): model(tokens)
     return found[0]
+
+
+def _grad_hook(model, node):
+    "Where the gradient at a node is read: resid_mid is resid_pre + attn_out, so its gradient is that of attn_out."
+    return Node("attn_out", node.layer).hook if node.site == "resid_mid" and node.hook in model.hook_dict else node.hook
 
 
 def gradients(
@@ -214,7 +228,7 @@ def gradients(
                 x = x.detach() if fraction == 0 else (1 - fraction) * x.detach() + fraction * other
                 start.append(x.requires_grad_())
                 return start[0]
-            with torch.enable_grad(), hooked(model, [("hook_embed", begin), _at_end(model, batch)], [(node.hook, keep(node)) for node in nodes]):
+            with torch.enable_grad(), hooked(model, [("hook_embed", begin), _at_end(model, batch)], [(_grad_hook(model, node), keep(node)) for node in nodes]):
                 torch.autograd.grad(metric(model(tokens)[:, 0], rows).sum(), start)
         for node in nodes: found[node].append(sums[node] / steps)
     return {node: torch.cat(parts) for node, parts in found.items()}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_discovery', 'plot_faithfulness', 'to_html']
 
-# %% ../nbs/10_plots.ipynb #7cebd361
+# %% ../nbs/10_plots.ipynb #7302ddb5
 import base64
 import io
 from html import escape
@@ -18,7 +18,10 @@ from matplotlib.patches import Rectangle
 
 from .sections import CrossSections
 
-# %% ../nbs/10_plots.ipynb #c200d437
+# %% ../nbs/10_plots.ipynb #8461fdeb
+def _plain(text): return str(text).replace("$", r"\$")  # no mathematics in names
+
+
 def _grid(scores, site, position):
     chosen = [(n, s) for n, s in zip(scores.nodes, scores.share.tolist()) if (n.site, n.position) == (site, position)]
     grid = np.full((1 + max(n.layer for n, _ in chosen), 1 + max(n.head or 0 for n, _ in chosen)), np.nan)
@@ -39,14 +42,14 @@ def plot_discovery(
         image = ax.imshow(_grid(sections.scores[s.attribute], s.site, s.position), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
         for node in s.nodes:
             ax.add_patch(Rectangle((node.head - 0.5, node.layer - 0.5), 1, 1, fill=False, lw=1.8, ec="black"))
-        ax.set(title=f"{s.attribute}: {s.site}@{s.position}", xlabel="head", ylabel="layer")
+        ax.set(title=_plain(f"{s.attribute}: {s.site}@{s.position}"), xlabel="head", ylabel="layer")
         ax.xaxis.get_major_locator().set_params(integer=True), ax.yaxis.get_major_locator().set_params(integer=True)
     for ax in axes.flat[len(sections):]: ax.axis("off")
     fig.colorbar(image, ax=axes, label="attribution / clean metric", shrink=0.8)
     plt.close(fig)
     return fig
 
-# %% ../nbs/10_plots.ipynb #76e3d2e4
+# %% ../nbs/10_plots.ipynb #c983085e
 def plot_faithfulness(
     table: pd.DataFrame,  # `SageReport.table`: columns sae, section, metric, value, lo, hi
     metrics: tuple[str, ...] = ("fraction recovered", "necessity"),
@@ -63,15 +66,15 @@ def plot_faithfulness(
             rows = table[(table.metric == metric) & (table.sae == name)].set_index("section").reindex(sections)
             x = np.arange(len(sections)) + (i - (len(names) - 1) / 2) * width
             error = np.stack([rows.value - rows.lo, rows.hi - rows.value]).clip(min=0)
-            ax.bar(x, rows.value, width, label=name, color=colours[name], yerr=error, error_kw=dict(lw=1))
+            ax.bar(x, rows.value, width, label=_plain(name), color=colours[name], yerr=error, error_kw=dict(lw=1))
         ax.axhline(0, color="black", lw=0.6), ax.axhline(1, color="grey", lw=0.6, ls=":")
         ax.set(ylabel=metric, ylim=(-0.35, 1.35), xticks=range(len(sections)))
-    axes.flat[-1].set_xticklabels(sections, rotation=20, ha="right")
+    axes.flat[-1].set_xticklabels(map(_plain, sections), rotation=20, ha="right")
     axes.flat[0].legend(ncols=min(len(names), 4), frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     plt.close(fig)
     return fig
 
-# %% ../nbs/10_plots.ipynb #d5e9566a
+# %% ../nbs/10_plots.ipynb #243c15e9
 def to_html(
     figure: Figure,
     alt: str,  # what is to be seen, for those who cannot

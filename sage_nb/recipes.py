@@ -7,13 +7,13 @@ __all__ = ['FEMALE', 'MALE', 'NAMES', 'PLACES', 'OBJECTS', 'NOUNS', 'FACTS', 'LI
            'YEARS', 'IOI', 'ORDER', 'PRONOUN', 'AGREEMENT', 'CAPITALS', 'SUCCESSOR', 'INDUCTION', 'GREATER_THAN',
            'RECIPES', 'Example', 'fill', 'Picker', 'Recipe', 'recipe_from_templates']
 
-# %% ../nbs/01_recipes.ipynb #e434aeac
+# %% ../nbs/01_recipes.ipynb #cad58fbd
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
-# %% ../nbs/01_recipes.ipynb #a87882a4
+# %% ../nbs/01_recipes.ipynb #19cd0c2d
 @dataclass(frozen=True)
 class Example:
     "One prompt with what is known about it; `spans` maps each slot to the first character of its word."
@@ -38,7 +38,7 @@ def fill(
             text += slots[slot]
     return Example(text, spans, answer, distractor)
 
-# %% ../nbs/01_recipes.ipynb #ebf6378b
+# %% ../nbs/01_recipes.ipynb #8e27a4be
 FEMALE = tuple("Mary Sarah Anna Emma Lisa Laura Alice Jane Kate Rachel Susan Helen Maria Julia Karen Grace".split())
 MALE = tuple("John Tom James David Paul Mark Peter Jack Adam Simon Daniel Michael Robert Kevin Henry Sam".split())
 NAMES = tuple(name for pair in zip(FEMALE, MALE) for name in pair)
@@ -62,7 +62,7 @@ EVENTS = tuple("war trip project journey strike reign program battle".split())
 CENTURIES = tuple("11 12 13 14 15 16 17 18".split())
 YEARS = tuple(str(year) for year in range(14, 85, 5))
 
-# %% ../nbs/01_recipes.ipynb #44329c3e
+# %% ../nbs/01_recipes.ipynb #84bb7cfa
 @dataclass(frozen=True)
 class Picker:
     "Draws words for the template number `template` from a seeded generator."
@@ -84,7 +84,7 @@ class Picker:
         "One word, whatever the pool."
         return self.rng.choice([w for w in words if w not in exclude])
 
-# %% ../nbs/01_recipes.ipynb #184462ac
+# %% ../nbs/01_recipes.ipynb #bc346667
 @dataclass(frozen=True)
 class Recipe:
     "How the prompts of one task are made."
@@ -95,23 +95,23 @@ class Recipe:
     sample: Callable[[Picker, dict], dict]  # (picker, lexicon) -> variables of one prompt
     edits: dict[str, Callable[[dict, Picker, dict], dict]]  # attribute -> (variables, picker, lexicon) -> the changed variables
     render: Callable[[str, dict], Example]  # (template, variables) -> prompt
-    neutral: Callable[[dict, Picker], dict] | None = None  # changes what should not matter (place, object ...)
-    usable: Callable | None = None  # (encode, entry) -> whether an entry can be used; by default, each of its words is one token
+    neutral: Callable[[dict, Picker, dict], dict] | None = None  # changes what should not matter (place, object ...)
+    usable: Callable | None = None  # (encode, list, entry) -> whether an entry can be used; by default, each of its words is one token
     least: int = 5  # fewest entries of each list with which the task still makes sense
 
     @property
     def attributes(self) -> tuple[str, ...]:
         return tuple(self.edits)
 
-# %% ../nbs/01_recipes.ipynb #53d6cc92
+# %% ../nbs/01_recipes.ipynb #9ef445f1
 def _ioi_render(template, v):
     first, second = ("IO", "S1") if v["Pos"] == "ABB" else ("S1", "IO")
     template = template.replace("{A}", "{%s}" % first).replace("{B}", "{%s}" % second)
     return fill(template, v | {"S1": v["S"], "S2": v["S"]}, f" {v['IO']}", f" {v['S']}")
 
 
-def _neutral_scene(v, pick):
-    return v | {"place": pick.any(PLACES, [v["place"]]), "object": pick.any(OBJECTS, [v["object"]])}
+def _neutral_scene(v, pick, lex):
+    return v | {"place": pick.any(lex["places"], [v["place"]]), "object": pick.any(lex["objects"], [v["object"]])}
 
 
 def _other_name(*variables):
@@ -138,16 +138,20 @@ IOI = Recipe(
         "Once {A} and {B} ran to the {place}. There {S2} offered a {object} to",
     ),
     positions=("IO", "S1", "S1+1", "S2", "END"),
-    lexicon={"names": NAMES},
+    lexicon={"names": NAMES, "places": PLACES, "objects": OBJECTS},
     sample=lambda pick, lex: dict(zip(("IO", "S"), pick(lex["names"], 2)), Pos=pick.any(("ABB", "BAB")),
-                                  place=pick.any(PLACES), object=pick.any(OBJECTS)),
+                                  place=pick.any(lex["places"]), object=pick.any(lex["objects"])),
     edits={"IO": _other_name("IO", "S"), "S": _other_name("S", "IO"), "Pos": _flip("Pos", "ABB", "BAB")},
     render=_ioi_render,
     neutral=_neutral_scene,
     least=6,
 )
 
-# %% ../nbs/01_recipes.ipynb #974c8992
+# %% ../nbs/01_recipes.ipynb #b6bbd2eb
+def _neutral_place(v, pick, lex):
+    return v | {"place": pick.any(lex["places"], [v["place"]])}
+
+
 def _order_render(template, v):
     a, b = f" {v['first']}", f" {v['second']}"
     return fill(template, v | {"A": v["first"], "B": v["second"], "ORD": v["ordinal"]}, *((a, b) if v["ordinal"] == "first" else (b, a)))
@@ -164,17 +168,17 @@ ORDER = Recipe(
         "In the {place} were {A} and {B}. The {ORD} person was",
     ),
     positions=("A", "B", "ORD", "END"),
-    lexicon={"names": NAMES},
+    lexicon={"names": NAMES, "places": PLACES},
     sample=lambda pick, lex: dict(zip(("first", "second"), pick(lex["names"], 2)), ordinal=pick.any(("first", "second")),
-                                  place=pick.any(PLACES)),
+                                  place=pick.any(lex["places"])),
     edits={"ordinal": _flip("ordinal", "first", "second"), "first": _other_name("first", "second"),
            "second": _other_name("second", "first")},
     render=_order_render,
-    neutral=lambda v, pick: v | {"place": pick.any(PLACES, [v["place"]])},
+    neutral=_neutral_place,
     least=6,
 )
 
-# %% ../nbs/01_recipes.ipynb #928905fd
+# %% ../nbs/01_recipes.ipynb #cefe29af
 def _pronoun_render(template, v):
     who, other = (v["female"], v["male"]) if v["gender"] == "female" else (v["male"], v["female"])
     a, b = (who, other) if v["which"] == "first" else (other, who)
@@ -193,15 +197,15 @@ PRONOUN = Recipe(
         "Once {A} met {B} near the {place}. Today {S} knows that",
     ),
     positions=("A", "B", "S", "END"),
-    lexicon={"female": FEMALE, "male": MALE},
+    lexicon={"female": FEMALE, "male": MALE, "places": PLACES},
     sample=lambda pick, lex: dict(female=pick(lex["female"]), male=pick(lex["male"]), gender=pick.any(("female", "male")),
-                                  which=pick.any(("first", "second")), place=pick.any(PLACES)),
+                                  which=pick.any(("first", "second")), place=pick.any(lex["places"])),
     edits={"gender": _flip("gender", "female", "male"), "which": _flip("which", "first", "second")},
     render=_pronoun_render,
-    neutral=lambda v, pick: v | {"place": pick.any(PLACES, [v["place"]])},
+    neutral=_neutral_place,
 )
 
-# %% ../nbs/01_recipes.ipynb #a1de22cf
+# %% ../nbs/01_recipes.ipynb #f83a0e2c
 def _agreement_render(template, v):
     template, singular, plural = template.split("|")
     verbs = (f" {singular}", f" {plural}")
@@ -225,10 +229,10 @@ AGREEMENT = Recipe(
                                   attractor=pick.any(("singular", "plural"))),
     edits={"number": _flip("number", "singular", "plural"), "attractor": _flip("attractor", "singular", "plural")},
     render=_agreement_render,
-    neutral=lambda v, pick: v | {"noun": pick(NOUNS, exclude=[v["noun"], v["near"]])},
+    neutral=lambda v, pick, lex: v | {"noun": pick(lex["nouns"], exclude=[v["noun"], v["near"]])},
 )
 
-# %% ../nbs/01_recipes.ipynb #c426098b
+# %% ../nbs/01_recipes.ipynb #703bfe4f
 def _capitals_render(template, v):
     fact = {country: {"capital": capital, "language": language} for country, capital, language in FACTS}
     right, wrong = (f" {fact[v[x]][v['relation']]}" for x in ("country", "other"))
@@ -239,7 +243,7 @@ def _other_country(v, pick, lex):
     return v | {"country": pick([fact[0] for fact in lex["facts"]], exclude=[v["country"], v["other"]])}
 
 
-def _neutral_time(v, pick):
+def _neutral_time(v, pick, lex):
     return v | {"time": pick.any(TIMES, [v["time"]])}
 
 
@@ -263,7 +267,7 @@ CAPITALS = Recipe(
     least=6,
 )
 
-# %% ../nbs/01_recipes.ipynb #069a253d
+# %% ../nbs/01_recipes.ipynb #c835af1e
 def _successor_render(template, v):
     items = next(kind for kind in LISTS if kind[0] == v["kind"])
     return fill(template, v | {"W": items[v["item"] - 1], "X": items[v["item"]]}, f" {items[v['item'] + 1]}", f" {items[v['other']]}")
@@ -297,7 +301,7 @@ SUCCESSOR = Recipe(
     least=2,
 )
 
-# %% ../nbs/01_recipes.ipynb #26f16802
+# %% ../nbs/01_recipes.ipynb #0bb2bd6c
 def _induction_render(template, v, n=13):
     period, cycle = v["distance"], (v["token"], *v["rest"])
     names = {n - period - 1: "PREV", n - period: "NEXT"}
@@ -324,22 +328,26 @@ INDUCTION = Recipe(
     least=10,
 )
 
-# %% ../nbs/01_recipes.ipynb #1ef7f133
+# %% ../nbs/01_recipes.ipynb #d7050aca
 def _greater_than_render(template, v):
     return fill(template, v | {"C": v["century"], "C2": v["century"], "YY": v["year"]}, f"{v['late']:02d}", f"{v['early']:02d}")
 
 
 def _greater_than_sample(pick, lex):
     year, gap = pick(lex["years"]), pick.rng.randint(2, 12)
-    return dict(year=year, late=int(year) + gap, early=int(year) - gap, century=pick.any(CENTURIES), event=pick.any(EVENTS))
+    return dict(year=year, late=int(year) + gap, early=int(year) - gap, century=pick.any(lex["centuries"]), event=pick.any(lex["events"]))
 
 
 def _other_year(v, pick, lex):
     return v | {"year": pick(lex["years"], exclude=[y for y in lex["years"] if v["early"] <= int(y) < v["late"]])}
 
 
-def _two_tokens(encode, year):
-    return all(len(encode(f" {c}{y:02d}")) == 2 for c in CENTURIES for y in range(int(year) - 12, int(year) + 13))
+def _two_tokens(encode, kind, entry):
+    "A year is to be read as two tokens: centuries for which most years are, and years that are in all of those centuries."
+    if kind == "events": return len(encode(f" {entry}")) == 1
+    split = {c: {y for y in YEARS if len(encode(f" {c}{y}")) == 2} for c in CENTURIES}
+    centuries = [c for c in CENTURIES if len(split[c]) > 0.8 * len(YEARS)]
+    return entry in centuries if kind == "centuries" else all(entry in split[c] for c in centuries)
 
 
 GREATER_THAN = Recipe(
@@ -352,17 +360,17 @@ GREATER_THAN = Recipe(
         "In {C}{YY} came the {event} which ran until {C2}",
     ),
     positions=("C", "YY", "END"),
-    lexicon={"years": YEARS},
+    lexicon={"years": YEARS, "centuries": CENTURIES, "events": EVENTS},
     sample=_greater_than_sample,
-    edits={"year": _other_year, "century": lambda v, pick, lex: v | {"century": pick.any(CENTURIES, [v["century"]])}},
+    edits={"year": _other_year, "century": lambda v, pick, lex: v | {"century": pick.any(lex["centuries"], [v["century"]])}},
     render=_greater_than_render,
-    neutral=lambda v, pick: v | {"event": pick.any(EVENTS, [v["event"]])},
+    neutral=lambda v, pick, lex: v | {"event": pick.any(lex["events"], [v["event"]])},
     usable=_two_tokens,
 )
 
 RECIPES = {r.name: r for r in (IOI, ORDER, PRONOUN, AGREEMENT, CAPITALS, SUCCESSOR, INDUCTION, GREATER_THAN)}
 
-# %% ../nbs/01_recipes.ipynb #7bc97fb4
+# %% ../nbs/01_recipes.ipynb #6a48b962
 def recipe_from_templates(
     name: str,
     templates: Sequence[str],  # with `{slot}`s; at least two, so that some can be held out
@@ -395,7 +403,7 @@ def recipe_from_templates(
 
     def other(slot): return lambda v, pick, lex: v | {slot: pick.any(lex[slot], [v[slot]])}
 
-    def neutral(v, pick): return v | {s: pick.any(list(table[s]), [v[s]]) for s in slots if s not in attributes}
+    def neutral(v, pick, lex): return v | {s: pick.any(lex[s], [v[s]]) for s in slots if s not in attributes}
     return Recipe(
         name, tuple(templates), positions=(*attributes, "END"), lexicon={slot: tuple(words) for slot, words in table.items()}, sample=sample,
         edits={slot: other(slot) for slot in attributes}, render=lambda template, v: fill(template, v, answer(entries(v)), v["distractor"]),

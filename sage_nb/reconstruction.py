@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Norm', 'Reader', 'Parts', 'decompose', 'reconstruct']
 
-# %% ../nbs/07_reconstruction.ipynb #2211d6e0
+# %% ../nbs/07_reconstruction.ipynb #a9cc4c7d
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .activations import Node, Prompts, capture
 from .saes import SAESet, SparseSAE
 
-# %% ../nbs/07_reconstruction.ipynb #9dc60679
+# %% ../nbs/07_reconstruction.ipynb #898989e8
 @dataclass(frozen=True)
 class Norm:
     "What the layer norm in front of one attention layer does."
@@ -42,7 +42,7 @@ class Norm:
         "The number by which the norm divides, $\\sigma(x)$."
         return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 
-# %% ../nbs/07_reconstruction.ipynb #6bb8c163
+# %% ../nbs/07_reconstruction.ipynb #6f370a11
 @dataclass(frozen=True)
 class Reader:
     "The affine map from the residual stream to q, k or v of every head of a layer."
@@ -74,7 +74,7 @@ class Reader:
         "The site's activation for the stream `x`; the norm's scale is that of `x` unless given."
         return self.project(x, self.norm.scale(x) if scale is None else scale) + self.constant
 
-# %% ../nbs/07_reconstruction.ipynb #46200231
+# %% ../nbs/07_reconstruction.ipynb #86e99bd1
 @dataclass(frozen=True)
 class Parts:
     "An activation at one node as a sum; for z, a latent has one entry per source token."
@@ -134,7 +134,7 @@ def decompose(
     mix = "prompt pos, prompt pos d_head -> prompt d_head"
     return Parts((A[:, :, None, None] * latents).flatten(1, 2), codes.indices.flatten(1), einsum(A, bias, mix), einsum(A, error, mix))
 
-# %% ../nbs/07_reconstruction.ipynb #a9d875d5
+# %% ../nbs/07_reconstruction.ipynb #14e3eb24
 def reconstruct(
     model,
     prompts: Prompts,
@@ -146,10 +146,11 @@ def reconstruct(
     "The SAEs' reconstruction of the activation at each node, by projection; attention patterns are those of the true run."
     if scale not in ("frozen", "recomputed"): raise ValueError(f"scale {scale!r} is not one of frozen, recomputed")
     nodes = list(nodes)
+    needed = _needed(nodes)
     readers = {(n.site, n.layer): Reader.of(model, "v" if n.site == "z" else n.site, n.layer) for n in nodes}
     found = {node: [] for node in nodes}
     for rows in prompts.slices(batch_size):
-        acts, sites = capture(model, prompts[rows], _needed(nodes), batch_size), {}
+        acts, sites = capture(model, prompts[rows], needed, batch_size), {}
         for node in nodes:
             source, reader = _stream_node(node), readers[node.site, node.layer]
             key = (source, node.site)

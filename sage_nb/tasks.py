@@ -6,7 +6,7 @@
 __all__ = ['Counterfactual', 'Task', 'cramers_v', 'Item', 'build_task', 'check_items', 'usable_words', 'load_task',
            'task_from_rows', 'task_from_json', 'task_from_frame']
 
-# %% ../nbs/02_tasks.ipynb #35b664d5
+# %% ../nbs/02_tasks.ipynb #2999b629
 import json
 import random
 import warnings
@@ -26,7 +26,7 @@ from .activations import Prompts, run
 from .intervals import interval
 from .recipes import RECIPES, Example, Picker, Recipe
 
-# %% ../nbs/02_tasks.ipynb #7e478373
+# %% ../nbs/02_tasks.ipynb #72ac89a3
 @dataclass(frozen=True)
 class Counterfactual:
     "The same prompts with one attribute changed."
@@ -152,7 +152,7 @@ def cramers_v(
     phi2 = max(0.0, ((table - expected) ** 2 / expected).sum() / n - (r - 1) * (k - 1) / (n - 1))
     return float(np.sqrt(phi2 / (min(r - (r - 1) ** 2 / (n - 1), k - (k - 1) ** 2 / (n - 1)) - 1)))
 
-# %% ../nbs/02_tasks.ipynb #246fd45b
+# %% ../nbs/02_tasks.ipynb #f5393830
 @dataclass(frozen=True)
 class Item:
     "One prompt with its edits, before it becomes tokens."
@@ -168,13 +168,13 @@ def _bos(model): return [model.tokenizer.bos_token_id] if model.cfg.default_prep
 
 
 def _one_token(tokenizer, text, ids, word, what):
-    "The id of `word` as the continuation of `text`, whose ids are given."
+    "The id of `word` as the continuation of `text`, whose ids are given; on its own where the two would merge into other tokens, as parts of a number do."
     longer = tokenizer.encode(text + word, add_special_tokens=False)
-    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.bos_token_id and longer[-1] == tokenizer.unk_token_id
-    if longer[:-1] != ids or unknown:
-        pieces = tokenizer.convert_ids_to_tokens(longer[len(ids):] if longer[:len(ids)] == ids else longer)
-        raise ValueError(f"{what} {word!r} of prompt {text!r} is not one known token for this tokenizer: {pieces}")
-    return longer[-1]
+    found = longer[len(ids):] if longer[:len(ids)] == ids else tokenizer.encode(word, add_special_tokens=False)
+    unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.bos_token_id and tokenizer.unk_token_id in found
+    if len(found) != 1 or unknown:
+        raise ValueError(f"{what} {word!r} of prompt {text!r} is not one known token for this tokenizer: {tokenizer.convert_ids_to_tokens(found)}")
+    return found[0]
 
 
 def _token_index(role, example, ends):
@@ -242,7 +242,7 @@ def build_task(
         template=torch.tensor([i.template for i in items]), held_out=torch.tensor([i.held_out for i in items]), notes=notes or {},
     )
 
-# %% ../nbs/02_tasks.ipynb #ae1f5847
+# %% ../nbs/02_tasks.ipynb #7290557c
 def check_items(
     name: str,
     items: Sequence[Item],
@@ -273,7 +273,7 @@ def check_items(
         unseen = values - {i.attributes[a] for i in items if not i.held_out}
         if unseen: fail(f"value {min(unseen)!r} of attribute {a!r} occurs in held-out prompts only; ground truth is fitted on the others")
 
-# %% ../nbs/02_tasks.ipynb #fd2450a0
+# %% ../nbs/02_tasks.ipynb #70aef070
 def usable_words(
     recipe: Recipe,
     tokenizer,  # any Hugging Face tokenizer
@@ -283,12 +283,12 @@ def usable_words(
 
     def encode(text): return tokenizer.encode(text, add_special_tokens=False)
 
-    def one_token(encode, entry):
+    def one_token(encode, kind, entry):
         ids = [encode(f" {w}") for w in ((entry,) if isinstance(entry, str) else entry)]
         return all(len(i) == 1 and i[0] != unknown for i in ids)
     lexicon, left = {}, {}
     for name, entries in recipe.lexicon.items():
-        lexicon[name] = tuple(e for e in entries if (recipe.usable or one_token)(encode, e))
+        lexicon[name] = tuple(e for e in entries if (recipe.usable or one_token)(encode, name, e))
         left[name] = f"{len(lexicon[name])} of {len(entries)}"
         if len(lexicon[name]) < recipe.least:
             raise ValueError(f"task {recipe.name!r} needs {recipe.least} {name} that are one token; this tokenizer leaves {left[name]}")
@@ -306,10 +306,20 @@ def _draw_items(recipe, lexicon, templates, n, rng, pool, seen=None) -> list[Ite
         def render(variables): return recipe.render(recipe.templates[template], variables)
         edits = {a: edit(v, anything, lexicon) for a, edit in recipe.edits.items()}
         if seen and any(str(v[a]) not in seen[a] for a in edits): continue
-        example, neutral = render(v), render(recipe.neutral(v, anything)) if recipe.neutral else None
+        example, neutral = render(v), render(recipe.neutral(v, anything, lexicon)) if recipe.neutral else None
         item = Item(example, {a: str(v[a]) for a in edits}, {a: (str(w[a]), render(w)) for a, w in edits.items()}, neutral, template, seen is not None)
         items.setdefault((example.text, example.answer, example.distractor), item)
     return list(items.values())
+
+
+def _split_rows(items, share) -> list[Item]:
+    "Hold out this share of the items, evenly spread, each with values that earlier ones had; for pools in which a template has few words."
+    seen, result, every = set(), [], max(round(1 / share), 2)
+    for i, item in enumerate(items):
+        values = set(item.attributes.items())
+        result.append(replace(item, held_out=i % every == every - 1 and values <= seen))
+        if not result[-1].held_out: seen |= values
+    return result
 
 
 def load_task(
@@ -317,7 +327,7 @@ def load_task(
     model,  # whose tokenizer the prompts are made for
     n: int = 1024,  # prompts
     seed: int = 0,
-    pool: str = "all",  # "unseen": only words that the embedded models never met with the prompt's template
+    pool: str = "all",  # "unseen": only words that the embedded models never met with the prompt's template; the split is then by prompts
     held_out: float = 1 / 3,  # share of templates kept for judging
 ) -> Task:
     "A task with `n` different prompts."
@@ -327,15 +337,16 @@ def load_task(
     if pool not in ("all", "seen", "unseen"): raise ValueError(f"pool {pool!r} is not one of all, seen, unseen")
     lexicon, left = usable_words(recipe, model.tokenizer)
     rng, templates = random.Random(seed), range(len(recipe.templates))
-    first = min(max(round(len(templates) * (1 - held_out)), 1), len(templates) - 1)
-    train = _draw_items(recipe, lexicon, templates[:first], round(n * first / len(templates)), rng, pool)
-    seen = {a: {i.attributes[a] for i in train} for a in recipe.attributes}  # only these can be judged
-    items = train + _draw_items(recipe, lexicon, templates[first:], n - len(train), rng, pool, seen)
+    first = min(max(round(len(templates) * (1 - held_out)), 1), len(templates) - 1) if pool == "all" else len(templates)
+    items = _draw_items(recipe, lexicon, templates[:first], round(n * first / len(templates)), rng, pool)
+    seen = {a: {i.attributes[a] for i in items} for a in recipe.attributes}  # only these can be judged
+    if pool == "all": items += _draw_items(recipe, lexicon, templates[first:], n - len(items), rng, pool, seen)
+    else: items = _split_rows(items, held_out)
     if len(items) < n: warnings.warn(f"task {recipe.name!r} has only {len(items)} different prompts here; {n} were asked for", stacklevel=2)
     notes = {"seed": seed, "n": len(items), "pool": pool, "held_out": held_out, "usable words": left}
     return build_task(model, recipe.name, items, recipe.positions, notes)
 
-# %% ../nbs/02_tasks.ipynb #af777e00
+# %% ../nbs/02_tasks.ipynb #b3aec4ee
 def _place(role, spec, text):
     "Where a role is, as a character or ('token', index)."
     if isinstance(spec, str):

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 
 from sage_nb.activations import Node, capture
 from sage_nb.dictionaries import fit_dictionaries
-from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, SageReport, check_saes, evaluate
+from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, SageReport, check_saes, evaluate, score_parts
 from sage_nb.faithfulness import TEST_1, faithfulness, set_stage
 from sage_nb.intervals import interval, resample_counts
 from sage_nb.models import EMBEDDED
@@ -147,20 +147,36 @@ def test_two_evaluations_are_identical(model, part, values, truth, trained):
 
 # What must rank above what
 
-@pytest.mark.parametrize("metric", ["fraction recovered", "necessity"])
-@pytest.mark.parametrize("pair", ["supervised above trained", "trained above random decoder"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_ranking_on_the_io_sections(model, task, io_sections, truth, sae_sets, kind, pair, metric):
+def results(model, task, section, truth, sets):
+    "Columns of test 1 of the supervised dictionary and of each set."
+    stage = set_stage(model, task, section, truth)
+    made = [{n: truth[n].reconstruct(stage.task.attributes) for n in section.nodes}]
+    made += [reconstruct(model, stage.task.prompts, section.nodes, saes) for saes in sets]
+    return [faithfulness(stage, values) for values in made]
+
+
+def pair_of_sets(sae_sets, kind):
     names = [f"tiny-gpt2-res-{kind}", f"tiny-gpt2-res-{kind}-random"]
     if not set(names) <= set(sae_sets): pytest.skip(f"{names} are not both embedded")
+    return [sae_sets[name] for name in names]
+
+
+@pytest.mark.parametrize("metric", ["fraction recovered", "necessity"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trained_is_above_random_in_each_io_section(model, task, io_sections, truth, sae_sets, kind, metric):
     for section in io_sections:
-        stage = set_stage(model, task, section, truth)
-        made = [{n: truth[n].reconstruct(stage.task.attributes) for n in section.nodes}]
-        made += [reconstruct(model, stage.task.prompts, section.nodes, sae_sets[name]) for name in names]
-        better, worse = made[:2] if pair.startswith("supervised") else made[1:]
-        columns = torch.cat([faithfulness(stage, better), faithfulness(stage, worse)], 1)
-        difference = interval(columns, lambda m: TEST_1[metric](m[..., :4]) - TEST_1[metric](m[..., 4:]))
-        assert difference.lo > 0, f"{metric} in {section.name}: {pair} by {difference}"
+        _, trained, twin = results(model, task, section, truth, pair_of_sets(sae_sets, kind))
+        difference = interval(torch.cat([trained, twin], 1), lambda m: TEST_1[metric](m[..., :4]) - TEST_1[metric](m[..., 4:]))
+        assert difference.lo > 0, f"{metric} in {section.name}: trained above random by {difference}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_score_ranks_skyline_trained_random(model, task, sections, truth, sae_sets, kind):
+    found = [torch.cat(columns, 1) for columns in zip(*(results(model, task, s, truth, pair_of_sets(sae_sets, kind)) for s in sections))]
+    for better, worse in zip(found, found[1:]):
+        width = better.shape[1]
+        difference = interval(torch.cat([better, worse], 1), lambda m: score_parts(m[..., :width]).mean((-1, -2)) - score_parts(m[..., width:]).mean((-1, -2)))
+        assert difference.lo > 0, f"the score of the better one is above by {difference}"
 
 
 # SAEs of one's own, and wrong ones

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_nb.activations import Prompts, run
-from sage_nb.recipes import NAMES, RECIPES, Picker
+from sage_nb.recipes import FACTS, LISTS, NAMES, RECIPES, Picker
 from sage_nb.tasks import load_task
 from sage_nb.zoo import sentences
 
@@ -44,6 +44,14 @@ ROLES = {
     "successor": {"W": lambda a, w: w["W"], "X": lambda a, w: w["X"]},
     "induction": {"PREV": lambda a, w: w["x12"], "NEXT": lambda a, w: a["token"]},
     "greater_than": {"C": lambda a, w: a["century"], "YY": lambda a, w: a["year"]},
+}
+# task -> the answer, given attributes and template; in greater_than, it is drawn
+ANSWERS = {
+    "ioi": lambda a, t: a["IO"], "order": lambda a, t: a[a["ordinal"]], "induction": lambda a, t: a["token"],
+    "pronoun": lambda a, t: {"female": "she", "male": "he"}[a["gender"]],
+    "agreement": lambda a, t: RECIPES["agreement"].templates[t].split("|")[1 + (a["number"] == "plural")],
+    "capitals": lambda a, t: next(fact for fact in FACTS if fact[0] == a["country"])[1 + (a["relation"] == "language")],
+    "successor": lambda a, t: next(kind for kind in LISTS if kind[0] == a["kind"])[int(a["item"]) + 1],
 }
 each_task = pytest.mark.parametrize("name", RECIPES)
 
@@ -92,25 +100,34 @@ def test_a_counterfactual_changes_only_the_slots_that_express_its_attribute(name
         assert differ and differ <= set(slots(v).split()), f"{attribute}: {prompt.text!r} -> {cf.text!r}"
         if attribute != "distance": assert differ == set(slots(v).split())
         assert (cf.answer != prompt.answer) == answer_changes(v), f"{attribute}: {prompt} -> {cf}"
-    cf = recipe.render(recipe.templates[template], recipe.neutral(v, Picker(random.Random(seed), template)))
+    cf = recipe.render(recipe.templates[template], recipe.neutral(v, Picker(random.Random(seed), template), recipe.lexicon))
     assert changed(name, recipe.templates[template], prompt.text, cf.text) == set(NEUTRAL[name].split())
     assert (cf.answer, cf.distractor) == (prompt.answer, prompt.distractor)
     assert prompt.answer != prompt.distractor
 
 
-@each_task
+@pytest.mark.parametrize("name", ANSWERS)
 def test_a_task_compares_with_the_counterfactuals_answer_where_that_differs(model, name):
-    task = load_task(name, model, n=40)
-    decode = model.tokenizer.decode
+    task = load_task(name, model, n=60)
+
+    def word(ids, i): return model.tokenizer.decode(ids[i]).strip()
+    for i, t in enumerate(task.template.tolist()):
+        v = dict(task.attributes.iloc[i])
+        answer = ANSWERS[name](v, t)
+        assert word(task.answers, i) == answer and word(task.distractors, i) != answer, task.texts[i]
+        for attribute, cf in task.counterfactuals.items():
+            other = ANSWERS[name](v | {attribute: cf.values[i]}, t)
+            expected = other if other != answer else word(task.distractors, i)
+            assert word(cf.distractors, i) == expected, f"{attribute} to {cf.values[i]} in {task.texts[i]!r}"
+
+
+@each_task
+def test_counterfactuals_are_as_long_as_their_prompts_and_differ_from_them(model, name):
+    task = load_task(name, model, n=60)
     for attribute, cf in task.counterfactuals.items():
-        for i in range(len(task)):
-            v = dict(task.attributes.iloc[i])
-            same = cf.distractors[i] == task.distractors[i]
-            if not EDITS[name][attribute][1](v): assert same, f"{attribute} keeps the answer of {task.texts[i]!r}"
-            assert cf.distractors[i] != task.answers[i]
-            assert cf.values[i] != v[attribute]
         assert torch.equal(cf.prompts.index("END"), task.prompts.index("END"))
-        for own, other in zip(task.prompts.tokens, cf.prompts.tokens): assert decode(own) != decode(other)
+        assert (cf.prompts.tokens != task.prompts.tokens).any(1).all()
+        assert all(new != old for new, old in zip(cf.values, task.attributes[attribute]))
 
 
 # Tokens and roles
