@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'discover', 'run_evaluation', 'evaluate', 'main']
 
-# %% ../nbs/16_cli.ipynb #ec926bb8
+# %% ../nbs/16_cli.ipynb #fccdfb8a
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from .saes import load_saes
 from .sections import find_cross_sections
 from .tasks import load_task
 
-# %% ../nbs/16_cli.ipynb #a176ea6b
+# %% ../nbs/16_cli.ipynb #04dac2cb
 def discover(
     model: str = "tiny-gpt2",  # embedded model, folder or hub name
     task: str = "ioi",  # built-in task
@@ -64,7 +64,7 @@ def evaluate(
     print(report)
     print("report:", report.save(out))
 
-# %% ../nbs/16_cli.ipynb #107ee22a
+# %% ../nbs/16_cli.ipynb #487ee402
 COMMANDS = {"discover": discover, "evaluate": evaluate}
 
 

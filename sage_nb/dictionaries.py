@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Dictionary', 'one_hot', 'Dictionaries', 'variance_explained', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #eb94091c
+# %% ../nbs/05_dictionaries.ipynb #be12652d
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #281278f2
+# %% ../nbs/05_dictionaries.ipynb #9e25ccb8
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -51,7 +51,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #736f2421
+# %% ../nbs/05_dictionaries.ipynb #e6c14191
 class _Sums:
     "Running sums that determine the dictionaries of several nodes."
 
@@ -70,7 +70,7 @@ class _Sums:
         if method == "mse": return mean, torch.linalg.pinv(self.cc, hermitian=True) @ centred
         raise ValueError(f"method {method!r} is not one of mean, mse")
 
-# %% ../nbs/05_dictionaries.ipynb #51a47ec2
+# %% ../nbs/05_dictionaries.ipynb #910c39da
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'PARTS', 'SCHEMA', 'check_saes', 'score_parts', 'sage_score', 'SageReport', 'evaluate']
 
-# %% ../nbs/11_evaluation.ipynb #944f9b24
+# %% ../nbs/11_evaluation.ipynb #c8b2e5bc
 import json
 import math
 import platform
@@ -32,7 +32,7 @@ from .saes import SAESet, load_saes, pca_sae
 from .sections import CrossSections
 from .tasks import Task
 
-# %% ../nbs/11_evaluation.ipynb #a570ecef
+# %% ../nbs/11_evaluation.ipynb #b509143c
 @torch.no_grad()
 def check_saes(
     model,
@@ -56,7 +56,7 @@ def check_saes(
                              "or the model is processed in another way than the one it was trained on")
     return found
 
-# %% ../nbs/11_evaluation.ipynb #776acc45
+# %% ../nbs/11_evaluation.ipynb #ee0407be
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -79,7 +79,7 @@ def _try_all(stage: Stage, truth: Dictionaries, sets: list[SAESet], scale: str) 
     found[SKYLINE] = faithfulness(stage, {node: truth[node].reconstruct(stage.task.attributes).to(stage.acts[node]) for node in nodes})
     return found | {IDENTITY: torch.stack([clean, ablated, clean, ablated], 1)}
 
-# %% ../nbs/11_evaluation.ipynb #aaeed432
+# %% ../nbs/11_evaluation.ipynb #5f070830
 PARTS = {"fraction recovered": fraction_recovered, "necessity": necessity}
 
 
@@ -97,7 +97,7 @@ def sage_score(
     "Mean over sections of the mean of the parts, in [0, 1]; 1 is best."
     return interval(torch.cat(columns, 1), lambda m: score_parts(m).mean((-1, -2)))
 
-# %% ../nbs/11_evaluation.ipynb #8357521b
+# %% ../nbs/11_evaluation.ipynb #7e6dc6b0
 SCHEMA = 1
 _COLUMNS = ["sae", "attribute", "section", "site", "position", "test", "metric", "k", "value", "lo", "hi", "n"]
 
@@ -172,7 +172,7 @@ class SageReport:
         frames = {name: pd.DataFrame(data[name]) for name in ("table", "scores", "sections")}
         return cls(**frames, settings=data["settings"], notes=data["notes"])
 
-# %% ../nbs/11_evaluation.ipynb #6eaf1a34
+# %% ../nbs/11_evaluation.ipynb #338e590f
 def _settings(model, task, sections, truth, sets, scale):
     return {
         "model": {"name": str(getattr(model.cfg, "model_name", "own model")), "hash": model_hash(model), "dtype": str(next(model.parameters()).dtype),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEST_1', 'Stage', 'set_stage', 'sufficiency', 'fraction_recovered', 'necessity', 'faithfulness', 'summarise']
 
-# %% ../nbs/08_faithfulness.ipynb #abd32357
+# %% ../nbs/08_faithfulness.ipynb #5d10630e
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .intervals import Estimate, interval
 from .sections import CrossSection
 from .tasks import Task
 
-# %% ../nbs/08_faithfulness.ipynb #390f315a
+# %% ../nbs/08_faithfulness.ipynb #975f3d73
 @dataclass(frozen=True)
 class Stage:
     "One cross-section on held-out prompts, ready to try reconstructions on."
@@ -57,7 +57,7 @@ def set_stage(
     ablated = run(model, test.prompts, test.metric(), means, batch_size)
     return Stage(model, test, section, acts, means, clean, ablated, batch_size)
 
-# %% ../nbs/08_faithfulness.ipynb #9a31738f
+# %% ../nbs/08_faithfulness.ipynb #a2fe0e37
 def sufficiency(m: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
     "Of mean metrics (clean, ablated, reconstructed, left out)."
     return m[..., 2] / m[..., 0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CrossSection', 'CrossSections', 'shortest_prefix', 'find_cross_sections']
 
-# %% ../nbs/04_sections.ipynb #d66bc813
+# %% ../nbs/04_sections.ipynb #f64f291f
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from .attribution import NodeScores, all_nodes, attribution_patching
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/04_sections.ipynb #62c4c684
+# %% ../nbs/04_sections.ipynb #c899a827
 @dataclass(frozen=True)
 class CrossSection:
     "The nodes of one site and position that carry one attribute; effects are shares of the mean clean metric."
@@ -74,7 +74,7 @@ class CrossSections(Sequence):
             "effect": s.effect.value, "lo": s.effect.lo, "hi": s.effect.hi, "group": s.group_effect.value, "noise": s.noise.value,
         } for s in self.sections])
 
-# %% ../nbs/04_sections.ipynb #124b59cb
+# %% ../nbs/04_sections.ipynb #95c28c74
 def _share(patched, clean) -> Estimate:
     return interval(torch.stack([patched - clean, clean], 1), lambda m: m[..., 0] / m[..., 1])
 
@@ -119,7 +119,7 @@ def shortest_prefix(
         else: low = middle + 1
     return tuple(ranked[:high]), tried[high], whole
 
-# %% ../nbs/04_sections.ipynb #5e0cfec4
+# %% ../nbs/04_sections.ipynb #fead297a
 def _drop_reason(effect, noise, min_effect):
     if abs(effect.value) < min_effect: return f"effect below {min_effect:.0%} of the clean metric"
     if not effect.excludes_zero: return "interval includes 0"

@@ -201,7 +201,8 @@ def test_a_shrunken_sae_scores_below_an_exact_one(model, part, values, truth):
 
 
 def test_every_embedded_set_is_accepted_for_its_own_model(model, task, sae_set):
-    for r2, l0 in check_saes(model, task, sae_set, range(4)).values(): assert r2 >= 0 and l0 >= 1
+    least = -0.1 if sae_set.name.endswith("-random") else 0.8  # random directions are about as good as the mean
+    for r2, l0 in check_saes(model, task, sae_set, range(4)).values(): assert r2 >= least and l0 >= 1
 
 
 def test_a_trained_set_is_evaluated_beside_its_twin(model, part, values, truth, trained, sae_sets):

@@ -78,6 +78,7 @@ def plain_attribution(model, task, attribute, node, i, steps=1):
     head = slice(None) if node.head is None else node.head
     here, there = cache[node.hook][0, position, head], cache_cf[node.hook][0, position_cf, head]
     total = torch.zeros_like(here)
+    hook_name = node.hook if node.site != "resid_mid" else node.hook.replace("resid_mid", "attn_out")  # what is added to either is added to the stream
     for k in range(steps):
         fraction, delta = k / max(steps - 1, 1), torch.zeros_like(here, requires_grad=True)
 
@@ -87,7 +88,7 @@ def plain_attribution(model, task, attribute, node, i, steps=1):
             x = x.clone()
             x[0, position, head] = x[0, position, head] + delta
             return x
-        logits = model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", embed), (node.hook, add)])
+        logits = model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", embed), (hook_name, add)])
         logits = logits[0, task.prompts.index("END")[i]]
         total += torch.autograd.grad(logits[task.answers[i]] - logits[cf.distractors[i]], delta)[0]
     return ((there - here) * total / steps).sum()
