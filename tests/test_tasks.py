@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_nb.activations import Prompts, run
+from sage_nb.models import embedded_models, load_model
 from sage_nb.recipes import FACTS, LISTS, NAMES, RECIPES, Picker
 from sage_nb.tasks import load_task
 from sage_nb.zoo import sentences
@@ -192,9 +193,13 @@ def test_unseen_prompts_use_only_names_that_were_kept_back_from_their_template(m
         assert {filled["A"], filled["B"]} <= kept_back(t)
 
 
+@pytest.fixture(scope="module", params=embedded_models())
+def zoo_model(request): return load_model(request.param)
+
+
 @pytest.mark.parametrize("name,least", [(name, 0.95 if name == "ioi" else 0.9) for name in RECIPES])
-def test_the_embedded_model_does_its_tasks_on_unseen_pairs(model, name, least):
-    task = load_task(name, model, n=300, seed=1, pool="unseen")
+def test_each_embedded_model_does_its_tasks_on_unseen_pairs(zoo_model, name, least):
+    model, task = zoo_model, load_task(name, zoo_model, n=300, seed=1, pool="unseen")
     assert (run(model, task.prompts, task.metric()) > 0).float().mean() >= least
 
 
