@@ -33,6 +33,12 @@ from .sections import CrossSections
 from .tasks import Task
 
 # %% ../nbs/11_evaluation.ipynb #b509143c
+def _real_tokens(model, prompts) -> Tensor:
+    "Tokens up to END, without padding and without <bos>, whose activations are of another size in large models."
+    pos = torch.arange(prompts.tokens.shape[1])
+    return (pos <= prompts.index("END")[:, None]) & (pos >= int(model.cfg.default_prepend_bos))
+
+
 @torch.no_grad()
 def check_saes(
     model,
@@ -46,8 +52,7 @@ def check_saes(
     for layer in sorted(set(layers)):
         node = Node("resid_pre", layer)
         sae, x = saes.before(layer), capture(model, prompts, [node])[node]
-        real = torch.arange(x.shape[1]) <= prompts.index("END")[:, None]
-        x = x[real.to(x.device)]
+        x = x[_real_tokens(model, prompts).to(x.device)]
         codes = sae.encode(x)
         r2 = 1 - (x - sae.decode(codes)).square().sum() / (x - x.mean(0)).square().sum()
         found[layer] = (r2.item(), codes.l0)
@@ -66,8 +71,7 @@ def _pca_set(model, task, layers, k, max_prompts=256) -> SAESet:
         node = Node("resid_pre", layer)
         prompts = task.train.prompts[:max_prompts]
         x = capture(model, prompts, [node])[node]
-        real = torch.arange(x.shape[1]) <= prompts.index("END")[:, None]
-        saes[node] = pca_sae(x[real.to(x.device)], k, node, f"PCA-{k}")
+        saes[node] = pca_sae(x[_real_tokens(model, prompts).to(x.device)], k, node, f"PCA-{k}")
     return SAESet(f"PCA-{k}", saes)
 
 

@@ -108,14 +108,14 @@ def shortest_prefix(
     "The shortest prefix that comes to `coverage` of the group's reach, its effect, and the effect of the whole group."
     tried = {k: effect(ranked[:k]) for k in dict.fromkeys((1, len(ranked)))}
     whole = tried[len(ranked)]
-    if max(abs(e.value) for e in tried.values()) >= min_effect:
-        for k in (2**i for i in range(1, len(ranked).bit_length()) if 2**i < len(ranked)): tried[k] = effect(ranked[:k])
+    if max(abs(e.value) for e in tried.values()) < min_effect: return tuple(ranked), whole, whole
+    for k in (2**i for i in range(1, len(ranked).bit_length()) if 2**i < len(ranked)): tried[k] = effect(ranked[:k])
     high = max(tried, key=lambda k: abs(tried[k].value))
     target, low = coverage * tried[high].value, 1
     while low < high:
         middle = (low + high) // 2
         if middle not in tried: tried[middle] = effect(ranked[:middle])
-        if target and tried[middle].value / target >= 1: high = middle
+        if tried[middle].value / target >= 1: high = middle
         else: low = middle + 1
     return tuple(ranked[:high]), tried[high], whole
 

@@ -312,18 +312,18 @@ def _draw_items(recipe, lexicon, templates, n, rng, pool, seen=None) -> list[Ite
     return list(items.values())
 
 
-def _split_rows(items, share) -> list[Item]:
-    "Hold out this share of the items, evenly spread, each with values that earlier ones had; for pools in which a template has few words."
-    seen, result, every = set(), [], max(round(1 / share), 2)
-    for i, item in enumerate(items):
+def _split_rows(items, share, rng) -> list[Item]:
+    "Hold out about this share of the items, each with values that earlier ones had; for pools in which a template has few words."
+    seen, result = set(), []
+    for item in items:
         values = set(item.attributes.items())
-        result.append(replace(item, held_out=i % every == every - 1 and values <= seen))
+        result.append(replace(item, held_out=values <= seen and rng.random() < share))
         if not result[-1].held_out: seen |= values
     return result
 
 
 def load_task(
-    source: str | Path | Recipe,  # a built-in task (a key of `RECIPES`), a recipe, or a JSON file, see `task_from_json`
+    source: str | Path | Recipe,  # a built-in task (a key of `RECIPES`), a recipe, or a JSON file, which is read whole and says its own split
     model,  # whose tokenizer the prompts are made for
     n: int = 1024,  # prompts
     seed: int = 0,
@@ -341,7 +341,7 @@ def load_task(
     items = _draw_items(recipe, lexicon, templates[:first], round(n * first / len(templates)), rng, pool)
     seen = {a: {i.attributes[a] for i in items} for a in recipe.attributes}  # only these can be judged
     if pool == "all": items += _draw_items(recipe, lexicon, templates[first:], n - len(items), rng, pool, seen)
-    else: items = _split_rows(items, held_out)
+    else: items = _split_rows(items, held_out, rng)
     if len(items) < n: warnings.warn(f"task {recipe.name!r} has only {len(items)} different prompts here; {n} were asked for", stacklevel=2)
     notes = {"seed": seed, "n": len(items), "pool": pool, "held_out": held_out, "usable words": left}
     return build_task(model, recipe.name, items, recipe.positions, notes)
