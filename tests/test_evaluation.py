@@ -68,7 +68,7 @@ def plain_test_1(model, task, nodes, saes):
     at, end = prompts.index(role).tolist(), prompts.index("END").tolist()
     train, test = ([i for i in range(len(task)) if bool(task.held_out[i]) == out] for out in (False, True))
     streams = {layer: [c[f"blocks.{layer}.hook_resid_pre"][0] for c in caches] for layer in layers}
-    seen = {layer: [x[: e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without padding
+    seen = {layer: [x[1 : e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without <bos> and padding
 
     def v(node, x_hat, x):
         block, rows = hf.transformer.h[node.layer], slice(256 + 32 * node.head, 288 + 32 * node.head)
@@ -242,7 +242,7 @@ def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
         assert bad[layer][0] < good[layer][0]
         assert bad[layer][1] == good[layer][1], "the encoder is the same"
         x = capture(model, part.prompts[:128], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
-        x = torch.cat([row[: end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
+        x = torch.cat([row[1 : end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
         x_hat = trained.before(layer).dense_encode(x.float()) @ trained.before(layer).W_dec + trained.before(layer).b_dec
         r2 = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
         assert good[layer][0] == pytest.approx(r2.item(), abs=1e-5)

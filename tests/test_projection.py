@@ -177,6 +177,6 @@ def test_wrong_requests_say_what_is_wrong(model, task):
 
 
 def test_every_embedded_set_with_a_card_has_an_sae_before_every_layer(sae_sets):
-    for card in (EMBEDDED / "saes").glob("tiny-gpt2*/card.json"):
+    for card in (EMBEDDED / "saes").glob("tiny-gpt2-res-*/card.json"):
         assert card.parent.name in sae_sets, f"{card.parent.name} is incomplete"
         assert len(json.loads(card.read_text())["figures on fresh text"]) == len(sae_sets[card.parent.name].saes)
