@@ -10,7 +10,7 @@ import json
 import math
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +33,10 @@ from .sections import CrossSections
 from .tasks import Task
 
 # %% ../nbs/11_evaluation.ipynb #b509143c
-def _real_tokens(model, prompts) -> Tensor:
-    "Tokens up to END, without padding and without <bos>, whose activations are of another size in large models."
-    pos = torch.arange(prompts.tokens.shape[1])
-    return (pos <= prompts.index("END")[:, None]) & (pos >= int(model.cfg.default_prepend_bos))
+def _stream(model, prompts, layer) -> Float[Tensor, "token d_model"]:
+    "The residual stream before a layer at all tokens up to END, without <bos>, whose activations are of another size in large models."
+    x, pos = capture(model, prompts, [Node("resid_pre", layer)])[Node("resid_pre", layer)], torch.arange(prompts.tokens.shape[1])
+    return x[((pos <= prompts.index("END")[:, None]) & (pos >= int(model.cfg.default_prepend_bos))).to(x.device)]
 
 
 @torch.no_grad()
@@ -50,9 +50,7 @@ def check_saes(
     "Variance explained and mean active latents of each SAE on tokens of the task; an error where it is below -0.5."
     found, prompts = {}, task.prompts[:max_prompts]
     for layer in sorted(set(layers)):
-        node = Node("resid_pre", layer)
-        sae, x = saes.before(layer), capture(model, prompts, [node])[node]
-        x = x[_real_tokens(model, prompts).to(x.device)]
+        sae, x = saes.before(layer), _stream(model, prompts, layer)
         codes = sae.encode(x)
         r2 = 1 - (x - sae.decode(codes)).square().sum() / (x - x.mean(0)).square().sum()
         found[layer] = (r2.item(), codes.l0)
@@ -69,9 +67,7 @@ def _pca_set(model, task, layers, k, max_prompts=256) -> SAESet:
     saes = {}
     for layer in sorted(set(layers)):
         node = Node("resid_pre", layer)
-        prompts = task.train.prompts[:max_prompts]
-        x = capture(model, prompts, [node])[node]
-        saes[node] = pca_sae(x[_real_tokens(model, prompts).to(x.device)], k, node, f"PCA-{k}")
+        saes[node] = pca_sae(_stream(model, task.train.prompts[:max_prompts], layer), k, node, f"PCA-{k}")
     return SAESet(f"PCA-{k}", saes)
 
 

@@ -10,7 +10,7 @@ __all__ = ['STORY', 'ROWS', 'RATES', 'CONTEXT', 'SPECIAL', 'SAE_KINDS', 'D_SAE',
 # %% ../nbs/15_zoo.ipynb #6d8191ec
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from transformers import (Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHea
 
 from .activations import hooked, run
 from .intervals import interval
-from .models import EMBEDDED, load_model
+from .models import load_model
 from .saes import SparseSAE, load_saes
 from .recipes import FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS, Picker
 from .tasks import load_task
