@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'FORMED', 'ARCHITECTURES', 'STREAM', 'Codes', 'to_codes', 'B
            'node_of_hook', 'from_sae_lens', 'from_object', 'SAESet', 'embedded_saes', 'load_saes', 'pca_sae',
            'identity_sae', 'random_decoder', 'supervised_as_sae']
 
-# %% ../nbs/06_saes.ipynb #be9b1986
+# %% ../nbs/06_saes.ipynb #b50ba487
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -23,7 +23,7 @@ from .activations import HEAD_SITES, SITES, Node
 from .dictionaries import Dictionary
 from .models import EMBEDDED
 
-# %% ../nbs/06_saes.ipynb #b3152f8d
+# %% ../nbs/06_saes.ipynb #6c749260
 class Codes(NamedTuple):
     "The active latents of each activation; rows with fewer are filled up with value 0."
     indices: Int[Tensor, "... active"]
@@ -53,7 +53,7 @@ def to_codes(
     indices = rows.new_zeros(len(flat), max(int(counts.max()), 1) if len(flat) else 1)
     values = flat.new_zeros(indices.shape)
     indices[rows, slots], values[rows, slots] = latents, flat[rows, latents]
-    return Codes(*(part.reshape(*dense.shape[:-1], -1) for part in _largest(indices, values)[:2]))
+    return Codes(*(part.reshape(*dense.shape[:-1], part.shape[-1]) for part in _largest(indices, values)[:2]))
 
 
 def _largest(indices, values, k=None) -> Codes:
@@ -62,7 +62,7 @@ def _largest(indices, values, k=None) -> Codes:
     order = values.abs().topk(min(k, values.shape[-1]), dim=-1).indices
     return Codes(indices.gather(-1, order), values.gather(-1, order))
 
-# %% ../nbs/06_saes.ipynb #d063cb6b
+# %% ../nbs/06_saes.ipynb #1a1fb74d
 BLOCK, FORMED = 2**14, 2**22  # latents at a time; most numbers (tokens times latents) at a time
 
 
@@ -91,7 +91,7 @@ def _wide(p, like=torch.float32):
     "Weights as they enter a product: what is stored in half precision is computed with in single."
     return p.to(torch.promote_types(p.dtype, like))
 
-# %% ../nbs/06_saes.ipynb #51ef0d32
+# %% ../nbs/06_saes.ipynb #5fd80dbd
 @dataclass(frozen=True)
 class Pursuit:
     "The encoder of matching pursuit, as sae_lens runs it."
@@ -124,7 +124,7 @@ class Pursuit:
             if done.all(): break
         return _largest(indices, values)
 
-# %% ../nbs/06_saes.ipynb #974a444d
+# %% ../nbs/06_saes.ipynb #0b11dedb
 def _normalise(x: Float[Tensor, "token d_in"], how: str):
     "What the encoder sees, s and m, as sae_lens computes them."
     if how == "none": return x, None, None
@@ -164,7 +164,7 @@ class SparseSAE:
         active = max(part.values.shape[-1] for part in parts)
         parts = [part._replace(indices=pad(part.indices, (0, active - part.indices.shape[-1])),
                                values=pad(part.values, (0, active - part.values.shape[-1]))) for part in parts]
-        return Codes(*(None if p[0] is None else torch.cat(p).reshape(*x.shape[:-1], -1) for p in zip(*parts)))
+        return Codes(*(None if p[0] is None else torch.cat(p).reshape(*x.shape[:-1], p[0].shape[-1]) for p in zip(*parts)))
 
     def _encode(self, x):
         x, scale, shift = _normalise(x, self.normalise)
@@ -193,13 +193,13 @@ class SparseSAE:
         else:  # stored in half precision, summed in single
             rows = max(FORMED // (self.d_in * indices.shape[-1]), 1)
             sums = torch.cat([(w[:, None] @ self.directions(i))[:, 0] for i, w in zip(indices.split(rows), weights.split(rows))])
-        return sums.reshape(*codes.indices.shape[:-1], -1) + self.bias(codes)
+        return sums.reshape(*codes.indices.shape[:-1], self.d_in) + self.bias(codes)
 
     def reconstruct(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         "Encode and decode."
         return self.decode(self.encode(x)).to(x.device)
 
-# %% ../nbs/06_saes.ipynb #69c10761
+# %% ../nbs/06_saes.ipynb #a87a2c24
 _HOOK_SITES = {hook: site for site, hook in SITES.items()}
 
 
@@ -244,9 +244,12 @@ def _gated(sae):
     return BlockEncoder(latents, sae.cfg.d_sae)
 
 
+def _norms(W_dec) -> Float[Tensor, "latent"]: return torch.cat([_wide(part).norm(dim=-1) for part in W_dec.split(BLOCK)])
+
+
 def _topk(sae, signed=False):
     pre = _affine(sae, "b_enc")
-    norm = _wide(sae.W_dec).norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else None
+    norm = _norms(sae.W_dec) if sae.cfg.rescale_acts_by_decoder_norm else None
 
     def latents(x, part):
         y = pre(x, part) if norm is None else pre(x, part) * norm[part]
@@ -266,7 +269,7 @@ def _pursuit(sae):
 ARCHITECTURES: dict[str, Callable] = {
     "standard": _standard, "gated": _gated, "topk": _topk, "abstopk": _abstopk, "jumprelu": _jumprelu, "matching_pursuit": _pursuit}
 
-# %% ../nbs/06_saes.ipynb #da2034ee
+# %% ../nbs/06_saes.ipynb #6414d66a
 def _refuse(sae, name):
     "An error for SAEs whose latents are no part of the activation at one token."
     cfg, what = sae.cfg, f"SAE {name!r} ({type(sae).__name__})"
@@ -315,12 +318,12 @@ def from_sae_lens(
     if architecture not in ARCHITECTURES: return from_object(sae, node, name, d_in=sae.cfg.d_in)
     sae = _Stored(sae, dtype, device)
     W_dec, b_dec, normalise = sae.W_dec, sae.b_dec, sae.cfg.normalize_activations
-    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False): W_dec = (_wide(W_dec) / _wide(W_dec).norm(dim=-1, keepdim=True)).to(dtype)  # as its decode does
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False): W_dec = W_dec / _norms(W_dec)[:, None].to(dtype)  # as its decode does
     if architecture == "matching_pursuit" and not sae.cfg.apply_b_dec_to_input: b_dec = torch.zeros_like(b_dec)
     if normalise == "expected_average_only_in": normalise = "none"  # a constant factor, folded into the weights when an SAE is saved or fetched
     return SparseSAE(node, W_dec, b_dec, ARCHITECTURES[architecture](sae), name, normalise)
 
-# %% ../nbs/06_saes.ipynb #5fe33644
+# %% ../nbs/06_saes.ipynb #01111d3d
 def _width(sae):
     "The width of the activations that an object takes, where it says so."
     W_dec, cfg = getattr(sae, "W_dec", None), getattr(sae, "cfg", None)
@@ -376,7 +379,7 @@ def _place(sae, name) -> Node:
     raise ValueError(f"SAE {name!r} does not say where it stands: give it an attribute `hook_name` (blocks.2.hook_resid_pre) or load it by its node, "
                      "as in load_saes({'L2.resid_pre': sae})")
 
-# %% ../nbs/06_saes.ipynb #0ba00248
+# %% ../nbs/06_saes.ipynb #4c6996f4
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 
@@ -419,7 +422,7 @@ class SAESet:
         if found is None: raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} (has {', '.join(map(str, self.saes))})")
         return found
 
-# %% ../nbs/06_saes.ipynb #371346e7
+# %% ../nbs/06_saes.ipynb #254664ff
 def embedded_saes() -> list[str]:
     "Names of the SAE sets that come with the package."
     return sorted(folder.name for folder in (EMBEDDED / "saes").glob("*") if folder.is_dir())
@@ -489,7 +492,7 @@ def load_saes(
     if not views: raise ValueError("there are no SAEs in the iterable")
     return SAESet(name, _by_node(views, name))
 
-# %% ../nbs/06_saes.ipynb #85868f49
+# %% ../nbs/06_saes.ipynb #2205e692
 def pca_sae(
     x: Float[Tensor, "token d_in"],  # activations to fit on
     k: int,  # components; at most d_in
@@ -512,7 +515,7 @@ def identity_sae(
     "Each entry of the activation as a latent of its own."
     return SparseSAE(node, torch.eye(d_in), torch.zeros(d_in), lambda y: y, name)
 
-# %% ../nbs/06_saes.ipynb #ef76d1b1
+# %% ../nbs/06_saes.ipynb #dae7a063
 def random_decoder(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # activations: for the number of active latents, and for the mean, which becomes b_dec
@@ -526,7 +529,7 @@ def random_decoder(
     pursuit = Pursuit(W_dec, l0)
     return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), f"{sae.name}, random decoder", sae.normalise)
 
-# %% ../nbs/06_saes.ipynb #aa2ef942
+# %% ../nbs/06_saes.ipynb #d0e6b395
 def _nearest(x: Float[Tensor, "prompt d"], vectors: list[Float[Tensor, "value d"]], rounds: int = 10) -> Int[Tensor, "prompt attribute"]:
     "For each attribute, which value's vector; their sum is near x."
     sizes = [v.square().sum(-1) for v in vectors]
