@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'FORMED', 'ARCHITECTURES', 'STREAM', 'Codes', 'to_codes', 'B
            'node_of_hook', 'from_sae_lens', 'from_object', 'SAESet', 'embedded_saes', 'load_saes', 'pca_sae',
            'identity_sae', 'random_decoder', 'supervised_as_sae']
 
-# %% ../nbs/06_saes.ipynb #b50ba487
+# %% ../nbs/06_saes.ipynb #daf5b27c
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -23,7 +23,7 @@ from .activations import HEAD_SITES, SITES, Node
 from .dictionaries import Dictionary
 from .models import EMBEDDED
 
-# %% ../nbs/06_saes.ipynb #6c749260
+# %% ../nbs/06_saes.ipynb #0c1456aa
 class Codes(NamedTuple):
     "The active latents of each activation; rows with fewer are filled up with value 0."
     indices: Int[Tensor, "... active"]
@@ -62,7 +62,7 @@ def _largest(indices, values, k=None) -> Codes:
     order = values.abs().topk(min(k, values.shape[-1]), dim=-1).indices
     return Codes(indices.gather(-1, order), values.gather(-1, order))
 
-# %% ../nbs/06_saes.ipynb #1a1fb74d
+# %% ../nbs/06_saes.ipynb #2b0bc353
 BLOCK, FORMED = 2**14, 2**22  # latents at a time; most numbers (tokens times latents) at a time
 
 
@@ -91,7 +91,7 @@ def _wide(p, like=torch.float32):
     "Weights as they enter a product: what is stored in half precision is computed with in single."
     return p.to(torch.promote_types(p.dtype, like))
 
-# %% ../nbs/06_saes.ipynb #5fd80dbd
+# %% ../nbs/06_saes.ipynb #11e6b1a5
 @dataclass(frozen=True)
 class Pursuit:
     "The encoder of matching pursuit, as sae_lens runs it."
@@ -124,7 +124,7 @@ class Pursuit:
             if done.all(): break
         return _largest(indices, values)
 
-# %% ../nbs/06_saes.ipynb #0b11dedb
+# %% ../nbs/06_saes.ipynb #6ff3060f
 def _normalise(x: Float[Tensor, "token d_in"], how: str):
     "What the encoder sees, s and m, as sae_lens computes them."
     if how == "none": return x, None, None
@@ -199,7 +199,7 @@ class SparseSAE:
         "Encode and decode."
         return self.decode(self.encode(x)).to(x.device)
 
-# %% ../nbs/06_saes.ipynb #a87a2c24
+# %% ../nbs/06_saes.ipynb #1208e406
 _HOOK_SITES = {hook: site for site, hook in SITES.items()}
 
 
@@ -269,7 +269,7 @@ def _pursuit(sae):
 ARCHITECTURES: dict[str, Callable] = {
     "standard": _standard, "gated": _gated, "topk": _topk, "abstopk": _abstopk, "jumprelu": _jumprelu, "matching_pursuit": _pursuit}
 
-# %% ../nbs/06_saes.ipynb #6414d66a
+# %% ../nbs/06_saes.ipynb #8a970f6e
 def _refuse(sae, name):
     "An error for SAEs whose latents are no part of the activation at one token."
     cfg, what = sae.cfg, f"SAE {name!r} ({type(sae).__name__})"
@@ -323,7 +323,7 @@ def from_sae_lens(
     if normalise == "expected_average_only_in": normalise = "none"  # a constant factor, folded into the weights when an SAE is saved or fetched
     return SparseSAE(node, W_dec, b_dec, ARCHITECTURES[architecture](sae), name, normalise)
 
-# %% ../nbs/06_saes.ipynb #01111d3d
+# %% ../nbs/06_saes.ipynb #ad8fa432
 def _width(sae):
     "The width of the activations that an object takes, where it says so."
     W_dec, cfg = getattr(sae, "W_dec", None), getattr(sae, "cfg", None)
@@ -379,7 +379,7 @@ def _place(sae, name) -> Node:
     raise ValueError(f"SAE {name!r} does not say where it stands: give it an attribute `hook_name` (blocks.2.hook_resid_pre) or load it by its node, "
                      "as in load_saes({'L2.resid_pre': sae})")
 
-# %% ../nbs/06_saes.ipynb #4c6996f4
+# %% ../nbs/06_saes.ipynb #d2477ecf
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 
@@ -422,7 +422,7 @@ class SAESet:
         if found is None: raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} (has {', '.join(map(str, self.saes))})")
         return found
 
-# %% ../nbs/06_saes.ipynb #254664ff
+# %% ../nbs/06_saes.ipynb #4ec8dc0e
 def embedded_saes() -> list[str]:
     "Names of the SAE sets that come with the package."
     return sorted(folder.name for folder in (EMBEDDED / "saes").glob("*") if folder.is_dir())
@@ -492,7 +492,7 @@ def load_saes(
     if not views: raise ValueError("there are no SAEs in the iterable")
     return SAESet(name, _by_node(views, name))
 
-# %% ../nbs/06_saes.ipynb #2205e692
+# %% ../nbs/06_saes.ipynb #5c019a62
 def pca_sae(
     x: Float[Tensor, "token d_in"],  # activations to fit on
     k: int,  # components; at most d_in
@@ -515,7 +515,7 @@ def identity_sae(
     "Each entry of the activation as a latent of its own."
     return SparseSAE(node, torch.eye(d_in), torch.zeros(d_in), lambda y: y, name)
 
-# %% ../nbs/06_saes.ipynb #dae7a063
+# %% ../nbs/06_saes.ipynb #5a1f95df
 def random_decoder(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # activations: for the number of active latents, and for the mean, which becomes b_dec
@@ -529,7 +529,7 @@ def random_decoder(
     pursuit = Pursuit(W_dec, l0)
     return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), f"{sae.name}, random decoder", sae.normalise)
 
-# %% ../nbs/06_saes.ipynb #d0e6b395
+# %% ../nbs/06_saes.ipynb #8347cf58
 def _nearest(x: Float[Tensor, "prompt d"], vectors: list[Float[Tensor, "value d"]], rounds: int = 10) -> Int[Tensor, "prompt attribute"]:
     "For each attribute, which value's vector; their sum is near x."
     sizes = [v.square().sum(-1) for v in vectors]
