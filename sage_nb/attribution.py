@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['n_heads', 'all_nodes', 'NodeScores', 'attribution_patching', 'exact_patching', 'agreement']
 
-# %% ../nbs/03_attribution.ipynb #4214dcbc
+# %% ../nbs/03_attribution.ipynb #acac6a3a
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from einops import einsum
 from jaxtyping import Float
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .activations import HEAD_SITES, Node, capture, gradients, run
+from .activations import HEAD_SITES, Node, capture, differentiate, run_each
+from .attention import Attention
 from .intervals import interval
 from .tasks import Task
 
-# %% ../nbs/03_attribution.ipynb #d6cd2eda
+# %% ../nbs/03_attribution.ipynb #14afc2cf
 def n_heads(
     model,
     site: str,  # q, k, v or z
@@ -40,7 +42,7 @@ def all_nodes(
     return [Node(site, layer, head, position) for site in sites for position in positions for layer in range(model.cfg.n_layers)
             for head in (range(n_heads(model, site)) if site in HEAD_SITES else [None])]
 
-# %% ../nbs/03_attribution.ipynb #47529bdf
+# %% ../nbs/03_attribution.ipynb #bc73db05
 @dataclass(frozen=True)
 class NodeScores:
     "The effect on the metric of putting each node's counterfactual activation in."
@@ -65,26 +67,67 @@ class NodeScores:
         return pd.DataFrame(rows)
 
 
+def _qk_effects(attention: Attention, q, k, pattern, grad, node: Node, new, index) -> Float[Tensor, "prompt head"]:
+    "Σ (A′ − A) · ∂m/∂A for every head, A′ being the pattern with the new queries (or keys) at `index`."
+    rows, at = torch.arange(len(q), device=q.device)[:, None], index[:, None].to(q.device)
+    if node.site == "q":
+        change = attention.pattern(new[:, None], k, at) - pattern[rows, at]
+        return einsum(change, grad[rows, at], "prompt query head key, prompt query head key -> prompt head")
+    scores = attention.scores(q, k)
+    scores[rows, :, :, at] = attention.scores(q, new[:, None], k_index=at).movedim(-1, 1)
+    per_head = einsum(attention.softmax(scores) - pattern, grad, "prompt query head key, prompt query head key -> prompt head")
+    return per_head.unflatten(1, (k.shape[2], -1)).sum(-1)  # of the query heads that share a key head
+
+
+def _attribute(model, batch, cf, nodes, metric, rows, steps, qk_fix):
+    "The metric of a batch, and the effect of each node (all heads of it): the two forward passes and the backward passes."
+    embed, qk = Node("embed", 0), [node for node in nodes if qk_fix and node.site in ("q", "k")]
+    reads = {layer: Attention.reads(model, layer) + [Node("pattern", layer)] for layer in sorted({node.layer for node in qk})}
+    change, kept, effects, slopes = capture(model, cf, [*nodes, embed] if steps > 1 else nodes, len(cf)), {}, {}, {}
+    there = change.pop(embed, None)
+
+    def subtract(node): return lambda x: change[node].sub_(x)
+    def keep(node): return lambda x: kept.update({node: x})
+    def multiply(node): return lambda g: effects.update({node: effects.get(node, 0) + torch.linalg.vecdot(change[node], g) / steps})
+    def slope(node): return lambda g: slopes.update({node: slopes.get(node, 0) + g / steps})
+    forward = {node: subtract(node) for node in nodes} | {read: keep(read) for reading in reads.values() for read in reading}
+    if steps > 1: forward[embed] = keep(embed)
+    backward = {node: multiply(node) for node in nodes if node not in qk} | {Node("pattern", layer): slope(Node("pattern", layer)) for layer in reads}
+    clean = differentiate(model, batch, metric, rows, forward, backward)
+    for fraction in torch.linspace(0, 1, steps)[1:].tolist():
+        differentiate(model, batch, metric, rows, backward=backward, embedding=kept[embed].lerp(there, fraction))
+    for layer, reading in reads.items():
+        attention, (q, k) = Attention.of(model, layer, kept), (kept[Node(site, layer)] for site in "qk")
+        for node in (node for node in qk if node.layer == layer):
+            index, of = batch.index(node.position), q if node.site == "q" else k
+            new = of[torch.arange(len(of)), index.to(of.device)] + change[node]
+            pattern = Node("pattern", layer)
+            effects[node] = _qk_effects(attention, q, k, kept[pattern], slopes[pattern], node, new, index)
+    return clean, effects
+
+
 def attribution_patching(
     model,
     task: Task,
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
     nodes: list[Node] | None = None,  # by default q, k, v and z of every layer, head and named position
     steps: int = 1,  # 1 is plain attribution patching; more average the gradient over the path to the counterfactual (AtP-IG)
+    qk_fix: bool = False,  # for q and k, recompute the attention pattern and use the gradient there
     batch_size: int = 64,
 ) -> NodeScores:
-    "First-order effects of all nodes: three forward passes, and `steps` forward and backward passes."
+    "First-order effects of all nodes: two forward passes and a backward, and for each further step one of each."
+    if steps < 1: raise ValueError(f"steps={steps} is less than 1")
     nodes = nodes or all_nodes(model, task.prompts.positions)
     whole = list(dict.fromkeys(node._replace(head=None) for node in nodes))
-    metric, cf = task.metric(attribute), task.counterfactual(attribute)
-    here, there = capture(model, task.prompts, whole, batch_size), capture(model, cf.prompts, whole, batch_size)
-    grad = gradients(model, task.prompts, whole, metric, cf.prompts.tokens if steps > 1 else None, steps, batch_size)
-    product = {node: ((there[node] - here[node]) * grad[node]).sum(-1) for node in whole}  # prompt head, or prompt
-    columns = [product[node._replace(head=None)] for node in nodes]
-    effects = torch.stack([c if node.head is None else c[:, node.head] for node, c in zip(nodes, columns)], 1)
-    return NodeScores(attribute, "AtP" if steps == 1 else f"AtP-IG {steps}", nodes, effects, run(model, task.prompts, metric, batch_size=batch_size))
+    metric, cf, clean, effects = task.metric(attribute), task.counterfactual(attribute).prompts, [], []
+    for rows in task.prompts.slices(batch_size):
+        m, found = _attribute(model, task.prompts[rows], cf[rows], whole, metric, rows, steps, qk_fix)
+        columns = [(found[node._replace(head=None)], node.head) for node in nodes]
+        clean.append(m), effects.append(torch.stack([c if head is None else c[:, head] for c, head in columns], 1))
+    method = "AtP" + "-IG" * (steps > 1) + " + QK" * qk_fix
+    return NodeScores(attribute, method, nodes, torch.cat(effects), torch.cat(clean))
 
-# %% ../nbs/03_attribution.ipynb #fad9519d
+# %% ../nbs/03_attribution.ipynb #da7318ea
 def exact_patching(
     model,
     task: Task,
@@ -93,16 +136,13 @@ def exact_patching(
     batch_size: int = 64,
     progress: bool = False,
 ) -> NodeScores:
-    "True effects: one forward pass per node."
+    "True effects: one forward pass per node, from the node's layer on."
     nodes = nodes or all_nodes(model, task.prompts.positions)
-    metric, cf = task.metric(attribute), task.counterfactual(attribute)
-    there = capture(model, cf.prompts, nodes, batch_size)
-    clean = run(model, task.prompts, metric, batch_size=batch_size)
-    patched = [run(model, task.prompts, metric, {node: there[node]}, batch_size)
-               for node in tqdm(nodes, desc=f"patch {attribute}", disable=not progress, leave=False)]
-    return NodeScores(attribute, "exact", nodes, torch.stack(patched, 1) - clean[:, None], clean)
+    there = capture(model, task.counterfactual(attribute).prompts, nodes, batch_size)
+    clean, patched = run_each(model, task.prompts, task.metric(attribute), there, batch_size, progress)
+    return NodeScores(attribute, "exact", nodes, patched - clean[:, None], clean)
 
-# %% ../nbs/03_attribution.ipynb #93960a5c
+# %% ../nbs/03_attribution.ipynb #d19e35c5
 def agreement(
     approximate: NodeScores,
     exact: NodeScores,  # of the same nodes
