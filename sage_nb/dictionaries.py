@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'product_name', 'with_products', 'one_hot', 'Dictionary', 'Dictionaries', 'variance_explained',
            'suggest_products', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #a08c9e87
+# %% ../nbs/05_dictionaries.ipynb #74ec71d4
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #1b378361
+# %% ../nbs/05_dictionaries.ipynb #e30345f8
 def product_name(
     product: Sequence[str],  # two or more attributes
 ) -> str:
@@ -59,7 +59,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #ae19829e
+# %% ../nbs/05_dictionaries.ipynb #76302977
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -124,7 +124,7 @@ class Dictionary:
     def _seen(self, name, attributes):
         return _codes(with_products(attributes, [self.products[name]])[name], self.values[name], "allowed") >= 0
 
-# %% ../nbs/05_dictionaries.ipynb #e58490ac
+# %% ../nbs/05_dictionaries.ipynb #3ec6e997
 METHODS = ("mean", "weighted", "mse")
 
 
@@ -196,7 +196,7 @@ class _Sums:
         explained = 2 * (u * self.centred(node, mean)[at]).sum() - (u * (self.cc[at][:, at] @ u)).sum()
         return (explained / total).item()
 
-# %% ../nbs/05_dictionaries.ipynb #98c7426c
+# %% ../nbs/05_dictionaries.ipynb #363face8
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."
@@ -207,6 +207,11 @@ class Dictionaries:
     def __getitem__(self, node: Node) -> Dictionary:
         if node not in self.nodes: raise ValueError(f"node {node} has no dictionary: it is in no cross-section that was fitted")
         return self.nodes[node]
+
+    def nearest(self, acts: dict[Node, Float[Tensor, "prompt d"]], attribute: str) -> list[str]:
+        "The value of an attribute that is read in each prompt from the activations at several nodes together."
+        found = sum(self[node].distances(x, attribute) for node, x in acts.items()).argmin(1)
+        return [self[next(iter(acts))].values[attribute][i] for i in found.tolist()]
 
     @property
     def label(self) -> str:
@@ -247,7 +252,7 @@ def _collect(model, train: Task, nodes, products, folds: int, batch_size) -> lis
 
 def _total(folds: list[_Sums]) -> _Sums: return sum(folds[1:], folds[0])
 
-# %% ../nbs/05_dictionaries.ipynb #5ec308b4
+# %% ../nbs/05_dictionaries.ipynb #b2c52d8c
 def _candidates(train: Task) -> list[tuple[str, str]]:
     pairs = combinations(train.attributes, 2)
     return [p for p in pairs if 2 * with_products(train.attributes, [p])[product_name(p)].nunique() <= len(train)]

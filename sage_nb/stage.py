@@ -6,7 +6,7 @@
 __all__ = ['Outcome', 'Stage', 'set_stage', 'EditStage', 'set_edit_stage', 'edit_success', 'edit_floor', 'edit_effect',
            'supervised_edit']
 
-# %% ../nbs/06_stage.ipynb #3f157cc8
+# %% ../nbs/06_stage.ipynb #41fc8308
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from .intervals import Estimate, interval
 from .sections import CrossSection
 from .tasks import Counterfactual, Task
 
-# %% ../nbs/06_stage.ipynb #de772709
+# %% ../nbs/06_stage.ipynb #617e4631
 class Outcome(NamedTuple):
     "What the model says about each prompt, for one attribute."
     metric: Float[Tensor, "prompt"]  # answer's logit minus that of the attribute's distractor
@@ -86,7 +86,7 @@ def set_stage(
     ablated = run(model, test.prompts, test.metric(), means, batch_size)
     return Stage(model, test, section, acts, means, clean, ablated, untouched, batch_size)
 
-# %% ../nbs/06_stage.ipynb #455073ea
+# %% ../nbs/06_stage.ipynb #b5d82c26
 @dataclass(frozen=True)
 class EditStage:
     "A stage whose attribute is to be edited, with the outcome that the true counterfactual activations give."
