@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'product_name', 'with_products', 'one_hot', 'Dictionary', 'Dictionaries', 'variance_explained',
            'suggest_products', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #74ec71d4
+# %% ../nbs/05_dictionaries.ipynb #9fbb2c31
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #e30345f8
+# %% ../nbs/05_dictionaries.ipynb #14d9835d
 def product_name(
     product: Sequence[str],  # two or more attributes
 ) -> str:
@@ -59,7 +59,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #76302977
+# %% ../nbs/05_dictionaries.ipynb #e4979d81
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -124,7 +124,7 @@ class Dictionary:
     def _seen(self, name, attributes):
         return _codes(with_products(attributes, [self.products[name]])[name], self.values[name], "allowed") >= 0
 
-# %% ../nbs/05_dictionaries.ipynb #3ec6e997
+# %% ../nbs/05_dictionaries.ipynb #0df9a118
 METHODS = ("mean", "weighted", "mse")
 
 
@@ -196,7 +196,7 @@ class _Sums:
         explained = 2 * (u * self.centred(node, mean)[at]).sum() - (u * (self.cc[at][:, at] @ u)).sum()
         return (explained / total).item()
 
-# %% ../nbs/05_dictionaries.ipynb #363face8
+# %% ../nbs/05_dictionaries.ipynb #53b9ed1b
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."
@@ -246,13 +246,15 @@ def _collect(model, train: Task, nodes, products, folds: int, batch_size) -> lis
     found = [_Sums(values, named) for _ in range(folds)]
     for rows in train.prompts.slices(512):
         acts, part = capture(model, train.prompts[rows], nodes, batch_size), train.attributes[rows]
-        for i, sums in enumerate(found): sums.add(part[i::folds], {node: x[i::folds] for node, x in acts.items()})
+        for i, sums in enumerate(found):  # prompt i, i + folds, ... of all, wherever a chunk starts
+            mine = slice((i - rows.start) % folds, None, folds)
+            sums.add(part[mine], {node: x[mine] for node, x in acts.items()})
     return found
 
 
 def _total(folds: list[_Sums]) -> _Sums: return sum(folds[1:], folds[0])
 
-# %% ../nbs/05_dictionaries.ipynb #b2c52d8c
+# %% ../nbs/05_dictionaries.ipynb #935cbbf3
 def _candidates(train: Task) -> list[tuple[str, str]]:
     pairs = combinations(train.attributes, 2)
     return [p for p in pairs if 2 * with_products(train.attributes, [p])[product_name(p)].nunique() <= len(train)]
