@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Look', 'Node', 'Prompts', 'hooked', 'capture', 'run', 'run_each', 'differentiate',
-           'gradients']
+           'gradients', 'Passes', 'count_passes']
 
-# %% ../nbs/00_activations.ipynb #d3b17fea
+# %% ../nbs/00_activations.ipynb #8d030525
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_activations.ipynb #952f0420
+# %% ../nbs/00_activations.ipynb #7ca7c0d4
 SITES = {
     "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z",
     "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
@@ -43,7 +43,6 @@ class Node(NamedTuple):
     @property
     def hook(self) -> str:
         "The name of the TransformerLens hook that holds it."
-        if self.site == "embed": return "hook_embed"
         sites = SITES | _READ_ONLY
         if self.site not in sites: raise ValueError(f"site {self.site!r} of node {self} is not known (has {', '.join(SITES)})")
         return f"blocks.{self.layer}.{sites[self.site]}"
@@ -56,7 +55,7 @@ class Node(NamedTuple):
         layer, head, site, position = (match[g] for g in ("layer", "head", "site", "position"))
         return cls(site, int(layer), None if head is None else int(head), position)
 
-# %% ../nbs/00_activations.ipynb #6fa86c15
+# %% ../nbs/00_activations.ipynb #d3b4f994
 @dataclass(frozen=True)
 class Prompts:
     "Tokens, and where the named positions are in them."
@@ -84,7 +83,7 @@ class Prompts:
         "Consecutive batches of rows."
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
-# %% ../nbs/00_activations.ipynb #614da9a5
+# %% ../nbs/00_activations.ipynb #9e888481
 @contextmanager
 def hooked(
     model,  # HookedTransformer or TransformerBridge
@@ -107,7 +106,7 @@ def hooked(
     silent = sorted({(kind, name) for kind in pairs for name, _ in pairs[kind]} - fired)
     if silent: raise RuntimeError(f"hooks did not fire: {', '.join(name for _, name in silent)}; results would be those of an unhooked run")
 
-# %% ../nbs/00_activations.ipynb #58262fbc
+# %% ../nbs/00_activations.ipynb #0fda93ad
 def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
@@ -121,7 +120,8 @@ def _read(x: Tensor, node: Node, prompts: Prompts) -> Tensor:
 
 def _at_end(model, prompts: Prompts):
     "The hook that keeps only END of what is unembedded."
-    name = "unembed.hook_in" if "unembed.hook_in" in model.hook_dict else "ln_final.hook_normalized"
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"  # of a model without a final norm
+    name = next(hook for hook in ("unembed.hook_in", "ln_final.hook_normalized", last) if hook in model.hook_dict)
     return name, lambda x: _at(x, prompts.index("END"))[:, None]
 
 
@@ -130,7 +130,7 @@ def _device(model): return next(model.parameters()).device
 
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]  # (logits at END, rows of the batch) -> one or more numbers per prompt
 
-# %% ../nbs/00_activations.ipynb #b73ca71f
+# %% ../nbs/00_activations.ipynb #8821fe13
 @torch.no_grad()
 def capture(
     model,
@@ -151,7 +151,7 @@ def capture(
             model(batch.tokens.to(_device(model)))
     return {node: parts[0] if len(parts) == 1 else torch.cat(parts) for node, parts in found.items()}
 
-# %% ../nbs/00_activations.ipynb #b2338045
+# %% ../nbs/00_activations.ipynb #88b0316f
 def _put(x, node, batch, value, rows):
     x = x.clone()
     part = x[rows]  # a view
@@ -190,7 +190,7 @@ def run(
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
 
-# %% ../nbs/00_activations.ipynb #aff04285
+# %% ../nbs/00_activations.ipynb #fa4e2a67
 def _streams(model, batch, metric, rows):
     "The metric of a clean run, the residual stream before each block in it, and whether blocks return tuples."
     streams, hooks = [], [(Node("resid_pre", layer).hook, lambda x: streams.append(x.detach())) for layer in range(model.cfg.n_layers)]
@@ -243,7 +243,7 @@ def run_each(
     bar.close()
     return torch.cat(clean), torch.cat(edited)
 
-# %% ../nbs/00_activations.ipynb #5de1b92c
+# %% ../nbs/00_activations.ipynb #924419b1
 def _grad_hook(model, node):
     "Where the gradient at a node is read: resid_mid is resid_pre + attn_out, so its gradient is that of attn_out."
     return Node("attn_out", node.layer).hook if node.site == "resid_mid" and node.hook in model.hook_dict else node.hook
@@ -259,23 +259,25 @@ def differentiate(
     rows: slice = slice(None),  # passed on to the metric
     forward: dict[Node, Look] | None = None,  # given the activation
     backward: dict[Node, Look] | None = None,  # given the gradient of the metric; called after all of `forward`, last layers first
-    embedding: Float[Tensor, "prompt pos d_model"] | None = None,  # token embeddings to start from; by default those of the batch
+    stream: Float[Tensor, "prompt pos d_model"] | None = None,  # the residual stream to start from at layer 0; by default that of the batch
 ) -> Float[Tensor, "prompt"]:  # the metric
     "One forward and one backward pass of a batch."
-    start = []
+    first, start = Node("resid_pre", 0), []
 
     def begin(x):
-        start.append((x if embedding is None else embedding.to(x)).detach().requires_grad_())
+        start.append((x if stream is None else stream.to(x)).detach().clone().requires_grad_())
         return start[0]
 
     def look(function, node):
         def hook(x): function(_read(x.detach(), node, batch))
         return hook
-    fwd = [("hook_embed", begin), *((node.hook, look(f, node)) for node, f in (forward or {}).items()), _at_end(model, batch)]
-    bwd = [(_grad_hook(model, node), look(f, node)) for node, f in (backward or {}).items()]
-    with torch.enable_grad(), hooked(model, fwd, bwd):
+    fwd = [(first.hook, begin), *((node.hook, look(f, node)) for node, f in (forward or {}).items()), _at_end(model, batch)]
+    looks = [(_grad_hook(model, node), look(f, node)) for node, f in (backward or {}).items()]
+    with torch.enable_grad(), hooked(model, fwd, [pair for pair in looks if pair[0] != first.hook]):
         found = metric(model(batch.tokens.to(_device(model)))[:, 0], rows)
-        torch.autograd.grad(found.sum(), start)
+        gradient, = torch.autograd.grad(found.sum(), start)
+    for hook, function in looks:
+        if hook == first.hook: function(gradient)
     return found.detach()
 
 
@@ -291,3 +293,31 @@ def gradients(
     for rows in prompts.slices(batch_size):
         differentiate(model, prompts[rows], metric, rows, backward={node: parts.append for node, parts in found.items()})
     return {node: torch.cat(parts) for node, parts in found.items()}
+
+# %% ../nbs/00_activations.ipynb #1c42ea81
+class Passes:
+    "How often prompts went through the model: the rows of every block that was computed, in units of all blocks and prompts."
+
+    def __init__(self, unit: int): self.unit, self._forward, self._backward = unit, 0, 0
+
+    @property
+    def forward(self) -> float: return self._forward / self.unit
+
+    @property
+    def backward(self) -> float: return self._backward / self.unit
+
+    def __repr__(self): return f"Passes(forward={self.forward:g}, backward={self.backward:g})"
+
+
+@contextmanager
+def count_passes(
+    model,
+    n: int,  # prompts
+) -> Iterator[Passes]:
+    "Count whole-model passes of `n` prompts within a `with`."
+    passes = Passes(n * model.cfg.n_layers)
+
+    def count(x, hook):
+        passes._forward += len(x)
+        passes._backward += len(x) * torch.is_grad_enabled()  # in this room, gradients are on only where a backward pass follows
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_q", count) for layer in range(model.cfg.n_layers)]): yield passes

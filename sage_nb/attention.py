@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Attention']
 
-# %% ../nbs/01_attention.ipynb #e4b7b2f4
+# %% ../nbs/01_attention.ipynb #5401a74a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .activations import Node
 
-# %% ../nbs/01_attention.ipynb #8f14d894
+# %% ../nbs/01_attention.ipynb #aa507ecd
 def _linear(scores, cap): return scores if cap is None else cap * torch.atanh(scores / cap)
 
 
@@ -58,15 +58,10 @@ class Attention:
                              "largest. Patterns of this model cannot be recomputed; leave the QK fix and recomputed patterns off")
         return cls(scale, cap, rotary, plain.adjacent, visible)
 
-    def rotate(
-        self,
-        x: Float[Tensor, "prompt some head d_head"],
-        index: Int[Tensor, "prompt some"] | None = None,  # the tokens where they stand; by default, all
-    ) -> Float[Tensor, "prompt some head d_head"]:
+    def rotate(self, x: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "prompt pos head d_head"]:
         "Apply the rotary embedding."
         if self.rotary is None: return x
-        index = torch.arange(x.shape[1], device=x.device).expand(len(x), -1) if index is None else index
-        cos, sin = (t.expand(len(x), -1, -1).gather(1, index[..., None].expand(-1, -1, t.shape[-1]))[:, :, None] for t in self.rotary)
+        cos, sin = (table[:, :, None] for table in self.rotary)
         turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], -1)
         if self.adjacent: flipped = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
         else: flipped = torch.cat([-turned.chunk(2, -1)[1], turned.chunk(2, -1)[0]], -1)
@@ -76,30 +71,16 @@ class Attention:
         self,
         q: Float[Tensor, "prompt query head d_head"],
         k: Float[Tensor, "prompt key kv_head d_head"],
-        q_index: Int[Tensor, "prompt query"] | None = None,  # where the queries stand; by default, one at each token
-        k_index: Int[Tensor, "prompt key"] | None = None,
     ) -> Float[Tensor, "prompt query head key"]:
-        "The scores, soft-capped, before the mask."
-        q, k = self.rotate(q, q_index), self.rotate(k, k_index)
-        k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-        raw = self.scale * einsum(q, k, "prompt query head d_head, prompt key head d_head -> prompt query head key")
+        "The scores of queries and keys at every token, soft-capped, before the mask."
+        k = self.rotate(k).repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+        raw = self.scale * einsum(self.rotate(q), k, "prompt query head d_head, prompt key head d_head -> prompt query head key")
         return raw if self.cap is None else self.cap * torch.tanh(raw / self.cap)
-
-    def softmax(
-        self,
-        scores: Float[Tensor, "prompt query head key"],
-        q_index: Int[Tensor, "prompt query"] | None = None,  # where the queries stand
-    ) -> Float[Tensor, "prompt query head key"]:
-        "The pattern: attention over the visible key tokens."
-        rows = torch.arange(len(scores), device=scores.device)[:, None]
-        visible = self.visible if q_index is None else self.visible[rows, q_index]
-        return scores.masked_fill(~visible, float("-inf")).softmax(-1)
 
     def pattern(
         self,
         q: Float[Tensor, "prompt query head d_head"],
         k: Float[Tensor, "prompt key kv_head d_head"],
-        q_index: Int[Tensor, "prompt query"] | None = None,  # where the queries stand; by default, one at each token
     ) -> Float[Tensor, "prompt query head key"]:
-        "The attention pattern of any queries to any keys, one at each token."
-        return self.softmax(self.scores(q, k, q_index), q_index)
+        "The attention pattern of any queries and keys."
+        return self.scores(q, k).masked_fill(~self.visible, float("-inf")).softmax(-1)
