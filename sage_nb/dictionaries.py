@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'product_name', 'with_products', 'one_hot', 'Dictionary', 'Dictionaries', 'variance_explained',
            'suggest_products', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #9fbb2c31
+# %% ../nbs/05_dictionaries.ipynb #b615e834
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #14d9835d
+# %% ../nbs/05_dictionaries.ipynb #8e6d195a
 def product_name(
     product: Sequence[str],  # two or more attributes
 ) -> str:
@@ -59,7 +59,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #e4979d81
+# %% ../nbs/05_dictionaries.ipynb #21ba3640
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -102,10 +102,20 @@ class Dictionary:
         changed = [name for name in self.vectors if attribute in self.products.get(name, (name,))]
         return x + sum(self.features(name, after) - self.features(name, old) for name in changed).to(x)
 
+    def average(self, name: str) -> Float[Tensor, "d"]:
+        "The mean over the training prompts of what one attribute or product adds; all of them together add up to 0."
+        if name not in self.vectors: raise ValueError(f"attribute {name!r} has no vectors here (has {', '.join(self.vectors)})")
+        u, counts = self.weights[name] * self.vectors[name], self.counts[name].to(self.mean)
+        return counts @ u / counts.sum()
+
+    def centred(self, name: str) -> Float[Tensor, "value d"]:
+        "The weighted vectors of one attribute or product minus their average: what each value changes."
+        average = self.average(name)
+        return self.weights[name] * self.vectors[name] - average
+
     def distances(self, x: Float[Tensor, "prompt d"], attribute: str) -> Float[Tensor, "prompt value"]:
         "Squared distance of each activation to each value's vector, the other attributes at their average."
-        u, share = self.weights[attribute] * self.vectors[attribute], self.counts[attribute] / self.counts[attribute].sum()
-        return torch.cdist(x - self.mean, u - share.to(u) @ u).square()
+        return torch.cdist(x - self.mean, self.centred(attribute)).square()
 
     def nearest(self, x: Float[Tensor, "prompt d"], attribute: str) -> list[str]:
         "The value of the attribute that is read in each activation."
@@ -124,7 +134,7 @@ class Dictionary:
     def _seen(self, name, attributes):
         return _codes(with_products(attributes, [self.products[name]])[name], self.values[name], "allowed") >= 0
 
-# %% ../nbs/05_dictionaries.ipynb #0df9a118
+# %% ../nbs/05_dictionaries.ipynb #68ba63f4
 METHODS = ("mean", "weighted", "mse")
 
 
@@ -196,7 +206,7 @@ class _Sums:
         explained = 2 * (u * self.centred(node, mean)[at]).sum() - (u * (self.cc[at][:, at] @ u)).sum()
         return (explained / total).item()
 
-# %% ../nbs/05_dictionaries.ipynb #53b9ed1b
+# %% ../nbs/05_dictionaries.ipynb #0dd98563
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."
@@ -254,7 +264,7 @@ def _collect(model, train: Task, nodes, products, folds: int, batch_size) -> lis
 
 def _total(folds: list[_Sums]) -> _Sums: return sum(folds[1:], folds[0])
 
-# %% ../nbs/05_dictionaries.ipynb #935cbbf3
+# %% ../nbs/05_dictionaries.ipynb #c571a546
 def _candidates(train: Task) -> list[tuple[str, str]]:
     pairs = combinations(train.attributes, 2)
     return [p for p in pairs if 2 * with_products(train.attributes, [p])[product_name(p)].nunique() <= len(train)]
