@@ -84,10 +84,10 @@ class Prompts:
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
 # %% ../nbs/00_activations.ipynb #9e888481
-def _require(model, hook: str):
-    "An error if the model has no such hook."
-    if hook in model.hook_dict: return
-    have = [h for h in model.hook_dict if h.startswith(".".join(hook.split(".")[:2]) + ".hook_")]
+def _require(known, hook: str):
+    "An error if a hook is not among those of the model."
+    if hook in known: return
+    have = [h for h in known if h.startswith(".".join(hook.split(".")[:2]) + ".hook_")]
     raise ValueError(f"hook {hook!r} is not in this model; near it are {', '.join(have) or 'none: is the layer too high?'}")
 
 
@@ -98,10 +98,10 @@ def hooked(
     bwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the gradient)
 ):
     "Add hooks for the duration of a `with`; an error if one is unknown, or did not fire by the end."
-    fired, pairs = set(), {"fwd_hooks": [], "bwd_hooks": []}
+    fired, pairs, known = set(), {"fwd_hooks": [], "bwd_hooks": []}, model.hook_dict  # collected anew at every access
     for kind, hooks in zip(pairs, (fwd, bwd)):
         for name, function in hooks:
-            _require(model, name)
+            _require(known, name)
 
             def call(value, hook=None, function=function, key=(kind, name)):
                 fired.add(key)
@@ -175,8 +175,9 @@ def _edit_hooks(model, node, batch, value, rows=slice(None)):
 
 def _check(model, prompts, edits):
     "Refuse what cannot be put in, before anything is run."
+    known = model.hook_dict
     for node, value in edits.items():
-        _require(model, node.hook)
+        _require(known, node.hook)
         if len(value) != len(prompts): raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
 
 
