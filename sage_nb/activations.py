@@ -84,6 +84,13 @@ class Prompts:
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
 # %% ../nbs/00_activations.ipynb #9e888481
+def _require(known, hook: str):
+    "An error if a hook is not among those of the model."
+    if hook in known: return
+    have = [h for h in known if h.startswith(".".join(hook.split(".")[:2]) + ".hook_")]
+    raise ValueError(f"hook {hook!r} is not in this model; near it are {', '.join(have) or 'none: is the layer too high?'}")
+
+
 @contextmanager
 def hooked(
     model,  # HookedTransformer or TransformerBridge
@@ -91,12 +98,10 @@ def hooked(
     bwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the gradient)
 ):
     "Add hooks for the duration of a `with`; an error if one is unknown, or did not fire by the end."
-    fired, pairs, known = set(), {"fwd_hooks": [], "bwd_hooks": []}, model.hook_dict
+    fired, pairs, known = set(), {"fwd_hooks": [], "bwd_hooks": []}, model.hook_dict  # collected anew at every access
     for kind, hooks in zip(pairs, (fwd, bwd)):
         for name, function in hooks:
-            if name not in known:
-                have = [h for h in known if h.startswith(".".join(name.split(".")[:2]) + ".hook_")]
-                raise ValueError(f"hook {name!r} is not in this model; near it are {', '.join(have) or 'none: is the layer too high?'}")
+            _require(known, name)
 
             def call(value, hook=None, function=function, key=(kind, name)):
                 fired.add(key)
@@ -165,8 +170,15 @@ def _edit_hooks(model, node, batch, value, rows=slice(None)):
     if node.site != "resid_mid": return [(node.hook, lambda x: _put(x, node, batch, value, rows))]
     before = []  # resid_mid is resid_pre + attn_out, and not every class lets its hook reach both that follow; so attn_out makes up the difference
     pre, attn_out = Node("resid_pre", node.layer).hook, Node("attn_out", node.layer).hook
-    if node.hook not in model.hook_dict: return [(node.hook, None)]  # refused where hooks are added
     return [(pre, lambda x: before.append(x)), (attn_out, lambda x: _put(x, node, batch, value.to(x) - _read(before[-1][rows], node, batch), rows))]
+
+
+def _check(model, prompts, edits):
+    "Refuse what cannot be put in, before anything is run."
+    known = model.hook_dict
+    for node, value in edits.items():
+        _require(known, node.hook)
+        if len(value) != len(prompts): raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
 
 
 @torch.no_grad()
@@ -179,9 +191,7 @@ def run(
 ) -> Float[Tensor, "prompt ..."]:
     "The metric of each prompt when the activations at some nodes are replaced."
     edits, results = edits or {}, []
-    for node, value in edits.items():
-        if len(value) != len(prompts): raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
-
+    _check(model, prompts, edits)
     for rows in prompts.slices(batch_size):
         batch = prompts[rows]
         ordered = sorted(edits, key=lambda node: node.site == "resid_mid")  # after edits of what it is the sum of
@@ -225,6 +235,7 @@ def run_each(
     progress: bool = False,
 ) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt node"]]:  # without any edit, and with each
     "The metric of each prompt when the nodes are replaced one at a time."
+    _check(model, prompts, edits)
     nodes, clean, edited = sorted(edits, key=lambda node: node.layer), [], []
     bar = tqdm(total=len(nodes) * len(list(prompts.slices(batch_size))), desc="patch", disable=not progress, leave=False)
     for rows in prompts.slices(batch_size):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import settings
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+from transformer_lens.pretrained.weight_conversions import convert_gemma_weights, convert_gpt2_weights, convert_neox_weights
 from transformers import GPT2TokenizerFast
 
+from sage_nb.activations import HEAD_SITES, SITES
+from sage_nb.attribution import all_nodes
 from sage_nb.dictionaries import fit_dictionaries
 from sage_nb.models import EMBEDDED, load_model
 from sage_nb.saes import embedded_saes, load_saes
@@ -21,6 +23,7 @@ from sage_nb.tasks import load_task
 from sage_nb.zoo import build_model, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+FAMILIES = ("gpt2", "pythia", "gemma")
 RANDOM = ("gpt2", "gpt2-hooked", "pythia", "gemma")
 
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
@@ -32,6 +35,15 @@ def complete_sets(model="tiny-gpt2", layers=4):
     hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)]
     return [s for s in embedded_saes() if s.startswith(model) and
             all((EMBEDDED / "saes" / s / hook / "cfg.json").exists() for hook in hooks)]
+
+
+def sites_of(model): return [s for s in SITES if f"blocks.0.{SITES[s]}" in model.hook_dict]
+
+
+def few_nodes(model, step):
+    "Some nodes of every site, with and without heads."
+    with_heads = all_nodes(model, ["IO", "S1+1", "END"], HEAD_SITES)
+    return with_heads[::step] + all_nodes(model, ["S2", "END"], [s for s in sites_of(model) if s not in HEAD_SITES])[::step]
 
 
 @pytest.fixture(scope="session")
@@ -74,21 +86,44 @@ def hf_models():
     "Random transformers models, every weight perturbed so that no bias is 0 and no norm 1."
     torch.manual_seed(0)
     models = {}
-    for family in ("gpt2", "pythia", "gemma"):
+    for family in FAMILIES:
         models[family] = build_model(f"tiny-{family}", build_tokenizer(2000)).eval().requires_grad_(False)
         for p in models[family].parameters(): p += 0.1 * torch.randn_like(p)
     return models
 
 
-def hooked_transformer(gpt2, tokenizer):
-    "The same GPT-2 as a HookedTransformer, by TransformerLens's own conversion."
-    c = gpt2.config
-    cfg = HookedTransformerConfig(
-        n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_positions, n_heads=c.n_head, d_head=c.n_embd // c.n_head,
-        d_vocab=c.vocab_size, act_fn="gelu_new", eps=c.layer_norm_epsilon, normalization_type="LN",
-        default_prepend_bos=True)
+def _gpt2_cfg(c): return dict(
+    n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_positions, n_heads=c.n_head, d_head=c.n_embd // c.n_head,
+    act_fn="gelu_new", eps=c.layer_norm_epsilon, normalization_type="LN")
+
+
+def _neox_cfg(c):
+    d_head = c.hidden_size // c.num_attention_heads
+    return dict(
+        n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings, n_heads=c.num_attention_heads, d_head=d_head,
+        d_mlp=c.intermediate_size, act_fn=c.hidden_act, eps=c.layer_norm_eps, normalization_type="LN", parallel_attn_mlp=True,
+        positional_embedding_type="rotary", rotary_adjacent_pairs=False, rotary_dim=round(c.rope_parameters["partial_rotary_factor"] * d_head))
+
+
+def _gemma_cfg(c): return dict(
+    n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings, n_heads=c.num_attention_heads,
+    n_key_value_heads=c.num_key_value_heads, d_head=c.head_dim, d_mlp=c.intermediate_size, act_fn=c.hidden_activation, eps=c.rms_norm_eps,
+    normalization_type="RMS", final_rms=True, gated_mlp=True, use_normalization_before_and_after=True, positional_embedding_type="rotary",
+    rotary_base=c.rope_parameters["rope_theta"], attn_scores_soft_cap=c.attn_logit_softcapping, output_logits_soft_cap=c.final_logit_softcapping,
+    use_local_attn=True, window_size=c.sliding_window, attn_types=["local", "global"] * (c.num_hidden_layers // 2))
+
+
+TWINS = {"gpt2": (_gpt2_cfg, convert_gpt2_weights), "pythia": (_neox_cfg, convert_neox_weights), "gemma": (_gemma_cfg, convert_gemma_weights)}
+
+
+def hooked_transformer(hf, tokenizer, family="gpt2"):
+    "The same model as a HookedTransformer, by TransformerLens's own conversion of its weights."
+    options, convert = TWINS[family]
+    cfg = HookedTransformerConfig(d_vocab=hf.config.vocab_size, default_prepend_bos=True, **options(hf.config))
     model = HookedTransformer(cfg)
-    model.load_state_dict(convert_gpt2_weights(gpt2, cfg), strict=False)
+    missing, unexpected = model.load_state_dict(convert(hf, cfg), strict=False)
+    made = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_U")  # by the model itself; b_U is zero
+    assert not unexpected and all(name.rpartition(".")[2] in made for name in missing), (missing, unexpected)
     model.tokenizer = tokenizer
     return model.eval().requires_grad_(False)
 
@@ -102,8 +137,18 @@ def random_models(hf_models, tmp_path_factory):
         hf.save_pretrained(folder), tokenizer.save_pretrained(folder)
         models[family] = load_model(folder)
         models[family].cfg.default_prepend_bos = True
-    return models | {"gpt2-hooked": hooked_transformer(hf_models["gpt2"], tokenizer)}
+    return models | {f"{family}-hooked": hooked_transformer(hf, tokenizer, family) for family, hf in hf_models.items()}
 
 
 @pytest.fixture(params=RANDOM)
 def random_model(request, random_models): return random_models[request.param]
+
+
+@pytest.fixture
+def random_task(random_model): return load_task("ioi", random_model, n=24)[:7]
+
+
+@pytest.fixture(scope="session")
+def aligned(task):
+    "Prompts of one template and one order of names: each role has one token index."
+    return task[(task.template == 0) & torch.tensor((task.attributes.Pos == "ABB").to_numpy())][:8]

@@ -2,12 +2,13 @@
 import pandas as pd
 import pytest
 import torch
+from conftest import few_nodes, sites_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from transformer_lens import patching
+from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
-from sage_nb.activations import HEAD_SITES, SITES, Node, capture, gradients, hooked, run
+from sage_nb.activations import HEAD_SITES, SITES, Node, Prompts, capture, differentiate, gradients, hooked, run, run_each
 from sage_nb.attribution import all_nodes, attribution_patching, exact_patching, n_heads
 from sage_nb.tasks import load_task
 
@@ -15,26 +16,6 @@ THEIRS = {
     "q": patching.get_act_patch_attn_head_q_by_pos, "k": patching.get_act_patch_attn_head_k_by_pos,
     "v": patching.get_act_patch_attn_head_v_by_pos, "z": patching.get_act_patch_attn_head_out_by_pos,
 }
-
-
-def sites_of(model): return [s for s in SITES if f"blocks.0.{SITES[s]}" in model.hook_dict]
-
-
-def few_nodes(model, task, step):
-    "Some nodes of every site, with and without heads."
-    sites = sites_of(model)
-    with_heads = all_nodes(model, ["IO", "S1+1", "END"], HEAD_SITES)
-    return with_heads[::step] + all_nodes(model, ["S2", "END"], [s for s in sites if s not in HEAD_SITES])[::step]
-
-
-@pytest.fixture(scope="module")
-def aligned(task):
-    "Prompts of one template and one order of names: each role has one token index."
-    return task[(task.template == 0) & torch.tensor((task.attributes.Pos == "ABB").to_numpy())][:8]
-
-
-@pytest.fixture
-def random_task(random_model): return load_task("ioi", random_model, n=24)[:7]
 
 
 # Exact patching
@@ -67,54 +48,28 @@ def test_replacing_the_whole_first_stream_is_running_the_counterfactual(random_m
         assert_close(patched, run(random_model, there, metric))
 
 
-# Attribution patching
-
-def plain_attribution(model, task, attribute, node, i, steps=1):
-    "(a(p′) − a(p)) · ∂m/∂a of a node for prompt i, ∂m/∂a averaged over `steps` points between the embeddings."
-    cf = task.counterfactual(attribute)
-    tokens, tokens_cf = task.prompts.tokens[i : i + 1], cf.prompts.tokens[i : i + 1]
-    position, position_cf = task.prompts.index(node.position)[i], cf.prompts.index(node.position)[i]
-    cache, cache_cf = (model.run_with_cache(t)[1] for t in (tokens, tokens_cf))
-    head = slice(None) if node.head is None else node.head
-    here, there = cache[node.hook][0, position, head], cache_cf[node.hook][0, position_cf, head]
-    total = torch.zeros_like(here)
-    hook_name = node.hook if node.site != "resid_mid" else node.hook.replace("resid_mid", "attn_out")  # what is added to either is added to the stream
-    for k in range(steps):
-        fraction, delta = k / max(steps - 1, 1), torch.zeros_like(here, requires_grad=True)
-
-        def embed(x, hook): return (1 - fraction) * x + fraction * cache_cf["hook_embed"]
-
-        def add(x, hook):
-            x = x.clone()
-            x[0, position, head] = x[0, position, head] + delta
-            return x
-        logits = model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", embed), (hook_name, add)])
-        logits = logits[0, task.prompts.index("END")[i]]
-        total += torch.autograd.grad(logits[task.answers[i]] - logits[cf.distractors[i]], delta)[0]
-    return ((there - here) * total / steps).sum()
+def test_patching_a_stream_is_patching_it_where_the_next_layer_reads_it(random_model, random_task):
+    post, pre = (Node(site, layer, None, "S2") for site, layer in (("resid_post", 1), ("resid_pre", 2)))
+    there = capture(random_model, random_task.counterfactual("S").prompts, [post, pre])
+    clean, patched = run_each(random_model, random_task.prompts, random_task.metric(), there)
+    assert_close(patched[:, 0], patched[:, 1])
+    assert (patched[:, 0] - clean).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("attribute,steps", [("IO", 1), ("S", 1), ("Pos", 1), ("IO", 3)])
-def test_attribution_patching_equals_a_plain_loop(random_model, random_task, attribute, steps):
-    nodes = few_nodes(random_model, random_task, 11)
-    ours = attribution_patching(random_model, random_task, attribute, nodes, steps)
-    plain = torch.stack([plain_attribution(random_model, random_task, attribute, node, 4, steps) for node in nodes])
-    assert_close(ours.effects[4], plain)
+# One node at a time
 
-
-def test_attribution_patching_equals_a_plain_loop_on_the_trained_model(model, aligned):
-    nodes = all_nodes(model, ["S2", "END"])[::5]
-    ours = attribution_patching(model, aligned, "S", nodes)
-    assert_close(ours.effects[2], torch.stack([plain_attribution(model, aligned, "S", node, 2) for node in nodes]))
-
-
-def test_integrated_gradients_of_the_embedding_add_up_to_the_exact_effect(model, aligned):
-    node = [Node("resid_pre", 0, None, "IO")]  # all that an IO counterfactual changes passes through here
-    exact = exact_patching(model, aligned, "IO", node).effects
-    found = [attribution_patching(model, aligned, "IO", node, steps).effects for steps in (1, 8, 64)]
-    error = [(effects - exact).abs().mean() for effects in found]
-    assert error[2] < error[1] / 4 < error[0] / 4
-    assert error[2] <= 0.02 * exact.abs().mean()
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_each_edit_alone_is_a_run_with_that_edit(random_model, random_task, batch_size):
+    prompts, metric = random_task.prompts, random_task.metric("S")
+    nodes = [Node(site, layer, None, position) for site in sites_of(random_model)
+             for layer, position in ((3, "END"), (0, "S2"), (1, None))]  # not in the order of layers
+    nodes += [Node(site, 2, 1, "S2") for site in HEAD_SITES]
+    edits = capture(random_model, random_task.counterfactual("S").prompts, nodes)
+    clean, each = run_each(random_model, prompts, metric, edits, batch_size)
+    assert_close(clean, run(random_model, prompts, metric))
+    assert_close(each, torch.stack([run(random_model, prompts, metric, {node: value}) for node, value in edits.items()], 1))
+    moved = (each - clean[:, None]).abs().amax(0) > 1e-4
+    assert moved.sum() > 0.8 * len(nodes), "most edits do nothing, so that one in the wrong place would not show"
 
 
 # Capture, run and gradients
@@ -125,7 +80,7 @@ def test_capture_equals_run_with_cache(random_model, random_task):
     for node, value in capture(random_model, prompts, nodes, batch_size=3).items():
         assert_close(value, cache[node.hook])
     rows = torch.arange(len(prompts))
-    for node, value in capture(random_model, prompts, few_nodes(random_model, random_task, 5), batch_size=3).items():
+    for node, value in capture(random_model, prompts, few_nodes(random_model, 5), batch_size=3).items():
         there = cache[node.hook][rows, prompts.index(node.position)]
         assert_close(value, there if node.head is None else there[:, node.head])
 
@@ -196,17 +151,42 @@ def test_a_hook_that_the_model_has_not_is_an_error(random_models, family, node):
     task = load_task("ioi", model, n=24)[:2]
     edits = {node: torch.zeros(2, 17, 32)}
     for call in (lambda: capture(model, task.prompts, [node]), lambda: run(model, task.prompts, edits=edits),
-                 lambda: gradients(model, task.prompts, [node], task.metric())):
+                 lambda: run_each(model, task.prompts, task.metric(), edits), lambda: gradients(model, task.prompts, [node], task.metric()),
+                 lambda: differentiate(model, task.prompts, task.metric(), forward={node: print})):
         with pytest.raises(ValueError, match=f"hook '{node.hook}' is not in this model"): call()
 
 
-def test_no_hook_stays_after_an_error(random_model, random_task):
-    before = run(random_model, random_task.prompts)
+def test_a_hook_that_does_not_fire_is_an_error():
+    "A HookedTransformer without MLPs still has a hook for what they would give."
+    cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=6, d_vocab=10, attn_only=True)
+    model, silent, metric = HookedTransformer(cfg), Node("mlp_out", 1, None, "END"), lambda logits, rows: logits[:, 0]
+    prompts, edits = Prompts(torch.arange(6)[None], {"END": torch.tensor([5])}), {silent: torch.zeros(1, 8)}
+    for call in (lambda: capture(model, prompts, [silent]), lambda: run(model, prompts, edits=edits), lambda: run_each(model, prompts, metric, edits),
+                 lambda: differentiate(model, prompts, metric, forward={silent: print}),
+                 lambda: differentiate(model, prompts, metric, backward={silent: print})):
+        with pytest.raises(RuntimeError, match=f"hooks did not fire: {silent.hook}"): call()
 
-    def fails(logits, rows): raise ArithmeticError
-    edits, prompts = {Node("z", 1, 0, "END"): torch.zeros(7, 32)}, random_task.prompts
-    for broken in (lambda: run(random_model, prompts, fails, edits),
-                   lambda: gradients(random_model, prompts, [Node("q", 0)], fails)):
-        with pytest.raises(ArithmeticError): broken()
+
+def traces(model):
+    "All that an edit could leave behind: hooks, and methods hidden by attributes."
+    hooks = {name: (len(h.fwd_hooks), len(h.bwd_hooks), len(h._forward_hooks), len(h._backward_hooks)) for name, h in model.hook_dict.items()}
+    return hooks, [(set(vars(block)), len(block._forward_hooks)) for block in model.blocks]
+
+
+def test_nothing_stays_on_the_model_after_an_error(random_model, random_task):
+    prompts, metric = random_task.prompts, random_task.metric()
+    before, clean = run(random_model, prompts), traces(random_model)
+
+    def fails(*args): raise ArithmeticError
+    z = Node("z", 2, 0, "END")
+    for error, broken in (
+        (ArithmeticError, lambda: run(random_model, prompts, fails, {z: torch.zeros(7, 32)})),
+        (ArithmeticError, lambda: gradients(random_model, prompts, [Node("q", 0)], fails)),
+        (ArithmeticError, lambda: differentiate(random_model, prompts, metric, backward={z: fails})),
+        (ArithmeticError, lambda: run_each(random_model, prompts, fails, {z: torch.zeros(7, 32)})),
+        (RuntimeError, lambda: run_each(random_model, prompts, metric, {z: torch.zeros(7, 33)})),  # in a run that starts at layer 2
+    ):
+        with pytest.raises(error): broken()
+        assert traces(random_model) == clean
     assert torch.equal(run(random_model, prompts), before)
     assert_close(random_model(prompts.tokens)[torch.arange(7), prompts.index("END")], before)
