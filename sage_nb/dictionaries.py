@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'product_name', 'with_products', 'one_hot', 'Dictionary', 'Dictionaries', 'variance_explained',
            'suggest_products', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #b615e834
+# %% ../nbs/05_dictionaries.ipynb #6fed978c
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #8e6d195a
+# %% ../nbs/05_dictionaries.ipynb #e74cce52
 def product_name(
     product: Sequence[str],  # two or more attributes
 ) -> str:
@@ -59,7 +59,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #21ba3640
+# %% ../nbs/05_dictionaries.ipynb #77a2fe46
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -134,7 +134,7 @@ class Dictionary:
     def _seen(self, name, attributes):
         return _codes(with_products(attributes, [self.products[name]])[name], self.values[name], "allowed") >= 0
 
-# %% ../nbs/05_dictionaries.ipynb #68ba63f4
+# %% ../nbs/05_dictionaries.ipynb #9042236f
 METHODS = ("mean", "weighted", "mse")
 
 
@@ -146,12 +146,12 @@ class _Sums:
 
     def __init__(self, values: dict[str, list[str]], products: dict[str, tuple[str, ...]] | None = None):
         self.values, self.products, self.n, self.cc, self.sums, start = values, products or {}, 0, 0, {}, 0
-        self.at = {}  # name -> its columns
+        self.at, self.inverses = {}, {}  # name -> its columns; names -> what all nodes share
         for name, v in values.items(): self.at[name], start = torch.arange(start, start + len(v)), start + len(v)
 
     def add(self, attributes: pd.DataFrame, acts: dict[Node, Float[Tensor, "prompt d"]]):
         c = one_hot(with_products(attributes, self.products.values()), self.values).double()
-        self.n, self.cc = self.n + len(c), self.cc + c.T @ c
+        self.n, self.cc, self.inverses = self.n + len(c), self.cc + c.T @ c, {}
         for node, x in acts.items():
             x, old = x.cpu().double(), self.sums.get(node, (0, 0, 0))
             self.sums[node] = tuple(o + s for o, s in zip(old, (c.T @ x, x.sum(0), x.square().sum())))
@@ -175,13 +175,20 @@ class _Sums:
         weights = self._weights(cx, vectors) if method == "weighted" else dict.fromkeys(names, 1.0)
         return mean, vectors, weights
 
-    def _least_squares(self, cx, names):
+    def _invert(self, names):
+        "Columns of attributes and of products, the inverses for both, and how the two overlap."
         groups = ([n for n in names if n not in self.products], [n for n in names if n in self.products])
         m, p = (torch.cat([torch.zeros(0, dtype=torch.long), *(self.at[n] for n in group)]) for group in groups)
-        inverse, mp, u = _pinv(self.cc[m][:, m]), self.cc[m][:, p], torch.zeros_like(cx)
-        if len(p):
-            rest = self.cc[p][:, p] - mp.T @ inverse @ mp  # what the attributes do not say about the products
-            u[p] = _pinv(rest) @ (cx[p] - mp.T @ inverse @ cx[m])
+        inverse, mp = _pinv(self.cc[m][:, m]), self.cc[m][:, p]
+        rest = self.cc[p][:, p] - mp.T @ inverse @ mp  # what the attributes do not say about the products
+        return m, p, inverse, _pinv(rest) if len(p) else rest, mp
+
+    def _least_squares(self, cx, names):
+        key = tuple(names)
+        if key not in self.inverses: self.inverses[key] = self._invert(names)
+        m, p, inverse, rest_inverse, mp = self.inverses[key]
+        u = torch.zeros_like(cx)
+        u[p] = rest_inverse @ (cx[p] - mp.T @ inverse @ cx[m])
         u[m] = inverse @ (cx[m] - mp @ u[p])
         return {n: u[self.at[n]] for n in names}
 
@@ -206,7 +213,7 @@ class _Sums:
         explained = 2 * (u * self.centred(node, mean)[at]).sum() - (u * (self.cc[at][:, at] @ u)).sum()
         return (explained / total).item()
 
-# %% ../nbs/05_dictionaries.ipynb #0dd98563
+# %% ../nbs/05_dictionaries.ipynb #eabab870
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."
@@ -264,19 +271,25 @@ def _collect(model, train: Task, nodes, products, folds: int, batch_size) -> lis
 
 def _total(folds: list[_Sums]) -> _Sums: return sum(folds[1:], folds[0])
 
-# %% ../nbs/05_dictionaries.ipynb #c571a546
-def _candidates(train: Task) -> list[tuple[str, str]]:
+
+def _splits(folds: list[_Sums]) -> list[tuple[_Sums, _Sums]]:
+    "Each fold, and the sums of all others, to fit on."
+    return [(_total(folds[:i] + folds[i + 1:]), fold) for i, fold in enumerate(folds)]
+
+# %% ../nbs/05_dictionaries.ipynb #96cddc1b
+def _candidates(train: Task, most: int = 500) -> list[tuple[str, str]]:
+    "Pairs of attributes with at most half as many combinations as there are prompts, and no more than `most`."
     pairs = combinations(train.attributes, 2)
-    return [p for p in pairs if 2 * with_products(train.attributes, [p])[product_name(p)].nunique() <= len(train)]
+    return [p for p in pairs if with_products(train.attributes, [p])[product_name(p)].nunique() <= min(most, len(train) // 2)]
 
 
-def _gains(folds: list[_Sums], node, method) -> pd.DataFrame:
+def _gains(splits: list[tuple[_Sums, _Sums]], node, method) -> pd.DataFrame:
     "What each product adds to the variance explained in folds that were not fitted on."
-    singles, rows = [n for n in folds[0].values if n not in folds[0].products], []
-    fits = [(_total(folds[:i] + folds[i + 1:]), fold) for i, fold in enumerate(folds)]
-    base = torch.tensor([fold.r2(node, *fit.solve(node, method, singles)) for fit, fold in fits])
-    for name in folds[0].products:
-        gain = torch.tensor([fold.r2(node, *fit.solve(node, method, [*singles, name])) for fit, fold in fits]) - base
+    products, rows = splits[0][0].products, []
+    singles = [n for n in splits[0][0].values if n not in products]
+    base = torch.tensor([fold.r2(node, *fit.solve(node, method, singles)) for fit, fold in splits])
+    for name in products:
+        gain = torch.tensor([fold.r2(node, *fit.solve(node, method, [*singles, name])) for fit, fold in splits]) - base
         rows.append({"node": str(node), "product": name, "without": base.mean().item(), "gain": gain.mean().item(), "worst fold": gain.min().item()})
     return pd.DataFrame(rows, columns=["node", "product", "without", "gain", "worst fold"])
 
@@ -295,8 +308,8 @@ def suggest_products(
 ) -> pd.DataFrame:
     "By node and pair of attributes: the variance explained without it, what it adds by cross-validation, and whether that is enough."
     nodes, train = _nodes_of(sections), task.train
-    parts = _collect(model, train, nodes, _candidates(train), folds, batch_size)
-    table = pd.concat([_gains(parts, node, method) for node in nodes], ignore_index=True)
+    splits = _splits(_collect(model, train, nodes, _candidates(train), folds, batch_size))
+    table = pd.concat([_gains(splits, node, method) for node in nodes], ignore_index=True)
     return table.assign(chosen=_choose(table, min_gain))
 
 
@@ -316,11 +329,12 @@ def fit_dictionaries(
         raise ValueError(f"products={products!r} is neither a list of products, nor 'auto' together with unseen='additive': "
                          "which combinations are new is not known before products are chosen")
     folds = _collect(model, train, nodes, _candidates(train) if auto else list(products), 5 if auto else 1, batch_size)
+    splits = _splits(folds) if auto else []
     sums, acts, fitted, rows = _total(folds), capture(model, test.prompts, nodes, batch_size), {}, []
     for node in nodes:
         names = list(sums.values)
         if auto:
-            gains = _gains(folds, node, method)
+            gains = _gains(splits, node, method)
             names = [*train.attributes, *gains[_choose(gains)]["product"]]
         mean, u, w = sums.solve(node, method, names)
         counts = {n: sums.cc.diagonal()[sums.at[n]].long() for n in names}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Interactions', 'interactions', 'value_scores', 'plot_scores', 'Composition', 'composition', 'compositions']
 
-# %% ../nbs/08_interactions.ipynb #38650796
+# %% ../nbs/08_interactions.ipynb #03c1bcd7
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,10 +22,10 @@ from .activations import Node, capture
 from .attention import Attention
 from .dictionaries import Dictionaries, Dictionary
 from .intervals import Estimate, interval
-from .reconstruction import Reader
+from .reconstruction import Reader, Writer
 from .tasks import Task
 
-# %% ../nbs/08_interactions.ipynb #5bc5e3ec
+# %% ../nbs/08_interactions.ipynb #506782d9
 def _check_head(model, query: Node, key: Node):
     if (query.site, key.site) != ("q", "k") or query.layer != key.layer or None in (query.head, key.head, query.position, key.position):
         raise ValueError(f"{query} and {key} are not one head's q and k of a layer at named positions")
@@ -42,7 +42,8 @@ def _attentions(model, prompts, query, key, batch_size):
         attention = Attention.of(model, query.layer, acts)
         i, j = (batch.index(node.position).to(acts[Node("q", query.layer)].device) for node in (query, key))
         prompt = torch.arange(len(batch), device=i.device)
-        if not attention.visible[prompt, i][..., j].diagonal(dim1=0, dim2=2).all(): raise ValueError(f"{query} cannot see {key} in every prompt: it stands before it, or outside the window")
+        if not attention.visible[prompt, i, 0, j].all():
+            raise ValueError(f"{query} cannot see {key} in every prompt: it stands before it, or outside the window")
         yield rows, attention, i, j, acts[Node("q", query.layer)][prompt, i, query.head], acts[Node("k", key.layer)][prompt, j, key.head]
 
 
@@ -82,7 +83,8 @@ class Interactions:
         "Why this key rather than the other's."
         if (self.query, self.rows, self.columns, len(self.values)) != (other.query, other.rows, other.columns, len(other.values)):
             raise ValueError(f"{self.query} × {self.key} and {other.query} × {other.key} are not of one query and of keys with the same parts")
-        return Interactions(self.query, self.key._replace(position=f"{self.key.position} − {other.key.position}"), self.rows, self.columns, self.values - other.values)
+        key = self.key._replace(position=f"{self.key.position} − {other.key.position}")
+        return Interactions(self.query, key, self.rows, self.columns, self.values - other.values)
 
     def table(self) -> pd.DataFrame:
         "Mean contributions, the query's parts down and the key's across."
@@ -111,7 +113,7 @@ def interactions(
     names = [["mean", *truth[node].vectors, "error"] for node in (query, key)]
     return Interactions(query, key, *names, torch.cat(found))
 
-# %% ../nbs/08_interactions.ipynb #3054d491
+# %% ../nbs/08_interactions.ipynb #b4cf66ec
 def value_scores(
     model,
     task: Task,  # its held-out prompts say where query and key stand, which matters to rotary models
@@ -149,17 +151,7 @@ def plot_scores(
     plt.close(fig)
     return fig
 
-# %% ../nbs/08_interactions.ipynb #0b4b6f1b
-def _writes(model, layer: int, acts) -> Float[Tensor, "head d_head d_model"]:
-    "The heads' output matrices; an error where what they write is not simply added to the stream."
-    W = model.blocks[layer].attn.W_O.detach()
-    b = getattr(model.blocks[layer].attn, "b_O", None)
-    sum_of_heads = einsum(acts[Node("z", layer)], W, "... head d_head, head d_head d_model -> ... d_model") + (0 if b is None else b)
-    off = (sum_of_heads - acts[Node("attn_out", layer)]).norm() / acts[Node("attn_out", layer)].norm()
-    if off > 1e-3: raise ValueError(f"layer {layer} does not simply add its heads to the stream: a norm stands in between, and composition through it is not supported")
-    return W
-
-
+# %% ../nbs/08_interactions.ipynb #ed88ba36
 @dataclass(frozen=True)
 class Composition:
     "What a later head receives of an earlier head's features of one attribute, beside its own features."
@@ -201,17 +193,18 @@ def composition(
     if writer.site != "z" or reader.site not in ("q", "k", "v") or writer.position != reader.position or None in (writer.head, reader.head, writer.position):
         raise ValueError(f"{writer} does not write where {reader} reads: give z of one head, and q, k or v of another at the same named position")
     if writer.layer >= reader.layer: raise ValueError(f"{writer} is not in an earlier layer than {reader}")
-    test, read = task.test, Reader.of(model, reader.site, reader.layer)
-    stream, z, out = Node("resid_pre", reader.layer, None, reader.position), Node("z", writer.layer, None, writer.position), Node("attn_out", writer.layer, None, writer.position)
-    acts = capture(model, test.prompts, [stream, z, out], batch_size)
-    W = _writes(model, writer.layer, {n._replace(position=None): x for n, x in acts.items()})[writer.head]
-    d, own = truth[writer], truth[reader]
-    written, wanted = d.centred(attribute).to(W) @ W, own.centred(attribute).to(W)  # value d_model, value d_head
-    scale, codes = read.norm.scale(acts[stream]), pd.Index(d.values[attribute]).get_indexer(test.attributes[attribute])
-    received = read.project(written[codes], scale)[:, reader.head]
-    columns = torch.stack([(received * wanted[codes]).sum(-1), received.square().sum(-1), wanted[codes].square().sum(-1)], 1)
-    at_mean = read.project(written, 1 / (1 / scale).mean(0))[:, reader.head]
-    return Composition(writer, reader, attribute, at_mean, wanted, d.values[attribute], columns)
+    test, read, write = task.test, Reader.of(model, reader.site, reader.layer), Writer.of(model, writer.layer)
+    stream, z = (Node(site, layer, None, reader.position) for site, layer in (("resid_pre", reader.layer), ("z", writer.layer)))
+    acts = capture(model, test.prompts, [stream, z], batch_size)
+    gain = 1 / (write.scale(acts[z].float()) * read.norm.scale(acts[stream].float()))  # of each prompt's true run
+    d, own = truth[writer], truth[reader].centred(attribute).float()
+    written = d.centred(attribute).float() @ write.W[writer.head]  # value d_model
+    if write.norm is not None: written = write.norm.project(written, 1.0)
+    received = read.project(written, torch.ones_like(written[:, :1]))[:, reader.head]  # value d_head, but for the gain
+    codes = pd.Index(d.values[attribute]).get_indexer(test.attributes[attribute])
+    r, wanted = gain * received[codes], own[codes]
+    columns = torch.stack([(r * wanted).sum(-1), r.square().sum(-1), wanted.square().sum(-1)], 1)
+    return Composition(writer, reader, attribute, gain.mean() * received, own, d.values[attribute], columns)
 
 
 def compositions(

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
 
 from sage_nb.activations import Node, capture
 from sage_nb.dictionaries import fit_dictionaries
 from sage_nb.interactions import composition, compositions, interactions, value_scores
-from sage_nb.models import load_model
+from sage_nb.models import EMBEDDED, load_model
 from sage_nb.tasks import load_task
 
 MODELS = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
@@ -101,32 +102,44 @@ def test_value_scores_are_what_single_prompts_get_on_average(lab):
         assert table.loc[s, io] == pytest.approx(per_prompt.mean().item(), rel=1e-3, abs=1e-4)
 
 
+def weights(lab, layer):
+    "The layer's norms and matrices from transformers' own weights: gain of the norm before, W_Q, gain of the norm behind (or None), W_O of each head."
+    hf, heads = AutoModelForCausalLM.from_pretrained(EMBEDDED / lab.model.cfg.model_name, dtype=torch.float32), lab.model.cfg.n_heads
+    if lab.model.cfg.model_name == "tiny-gpt2":
+        block = hf.transformer.h[layer]
+        return block.ln_1.weight, block.attn.c_attn.weight[:, : hf.config.n_embd].T, None, block.attn.c_proj.weight.split(hf.config.n_embd // heads)
+    if lab.model.cfg.model_name == "tiny-pythia":
+        block = hf.gpt_neox.layers[layer]
+        W = block.attention.query_key_value.weight.unflatten(0, (heads, 3, -1))[:, 0].flatten(0, 1)
+        return block.input_layernorm.weight, W, None, block.attention.dense.weight.T.split(hf.config.hidden_size // heads)
+    block = hf.model.layers[layer]
+    return 1 + block.input_layernorm.weight, block.self_attn.q_proj.weight, 1 + block.post_attention_layernorm.weight, block.self_attn.o_proj.weight.T.split(hf.config.head_dim)
+
+
 def test_composition_equals_a_plain_loop(lab):
-    writer, attribute = lab.writers[1], "S"
-    if "gemma" in str(lab.model.cfg.model_name):
-        with pytest.raises(ValueError, match="layer 0 does not simply add its heads to the stream"): composition(lab.model, lab.task, lab.truth, writer, lab.query, attribute)
-        return
+    writer, attribute, eps = lab.writers[1], "S", lab.model.cfg.eps
     found = composition(lab.model, lab.task, lab.truth, writer, lab.query, attribute)
-    acts = capture(lab.model, lab.test.prompts, [Node("resid_pre", 2, None, "END"), lab.query])
-    q = acts[lab.query]
-    d, own = lab.truth[writer], lab.truth[lab.query]
-    norm, attn = lab.model.blocks[2].ln1, lab.model.blocks[2].attn
+    gamma, W_Q, _, _ = weights(lab, lab.query.layer)
+    _, _, behind, W_O = weights(lab, writer.layer)
+    d_head, gpt = W_Q.shape[0] // lab.model.cfg.n_heads, lab.model.cfg.model_name != "tiny-gemma"
+    stream, z = Node("resid_pre", lab.query.layer, None, "END"), Node("z", writer.layer, None, "END")
+    acts = capture(lab.model, lab.test.prompts, [stream, z])
+
+    def rms(x): return (x.square().mean() + eps).sqrt()
+
+    def centred(dictionary, j):
+        average = sum(c * u for c, u in zip(dictionary.counts[attribute].tolist(), dictionary.vectors[attribute])) / dictionary.counts[attribute].sum()
+        return dictionary.vectors[attribute][j] - average
     for i, value in enumerate(lab.test.attributes[attribute]):
-        x, j = acts[Node("resid_pre", 2, None, "END")][i], d.values[attribute].index(value)
-
-        def centred(dictionary):
-            average = sum(c * u for c, u in zip(dictionary.counts[attribute].tolist(), dictionary.vectors[attribute])) / dictionary.counts[attribute].sum()
-            return dictionary.vectors[attribute][j] - average
-        v = centred(d) @ lab.model.blocks[writer.layer].attn.W_O[writer.head]
-        scale = ((x - x.mean()).square().mean() + lab.model.cfg.eps).sqrt()
-
-        def query(y): return norm((y - y.mean())[None, None])[0, 0] @ attn.W_Q[lab.query.head]
-        frozen = (query(1e3 * v) - query(-1e3 * v)) / 2 * ((v - v.mean()).square().mean() + lab.model.cfg.eps / 1e6).sqrt() / scale  # the norm is odd around its bias
-        expected = [(frozen * centred(own)).sum(), frozen.square().sum(), centred(own).square().sum()]
-        assert_close(found.columns[i], torch.stack(expected), rtol=2e-3, atol=1e-5)
-    assert_close(query(x) + attn.b_Q[lab.query.head], q[i], rtol=1e-3, atol=1e-3)  # the plain query is the model's
-    r, wanted = found.columns.double().sum(0)[0], found.columns.double().sum(0)[1:]
-    assert found.share.value == pytest.approx((r / wanted[1]).item()) and found.cosine.value == pytest.approx((r / wanted.prod().sqrt()).item())
+        j = lab.truth[writer].values[attribute].index(value)
+        x, v = acts[stream][i], centred(lab.truth[writer], j) @ W_O[writer.head]
+        if behind is not None: v = behind * v / rms(sum(acts[z][i, h] @ W for h, W in enumerate(W_O)))
+        v, x = (y - y.mean() if gpt else y for y in (v, x))
+        r = (W_Q @ (gamma * v / rms(x)))[d_head * lab.query.head : d_head * (lab.query.head + 1)]
+        own = centred(lab.truth[lab.query], j)
+        assert_close(found.columns[i], torch.stack([r @ own, r @ r, own @ own]).detach(), rtol=1e-3, atol=1e-5)
+    up, received, wanted = found.columns.double().sum(0)
+    assert found.share.value == pytest.approx((up / wanted).item()) and found.cosine.value == pytest.approx((up / (received * wanted).sqrt()).item())
     table = compositions(lab.model, lab.task, lab.truth, lab.writers, [lab.query], attribute)
     assert len(table) == len(lab.writers) and table.share.abs().is_monotonic_decreasing
     assert table.set_index("writer").share[str(writer)] == pytest.approx(found.share.value)
@@ -134,7 +147,6 @@ def test_composition_equals_a_plain_loop(lab):
 
 def test_a_head_that_writes_exactly_the_query_has_share_one(lab):
     "A reader's dictionary that is what it receives points the same way value by value, and twice as large a one makes the share one half."
-    if "gemma" in str(lab.model.cfg.model_name): pytest.skip("a norm stands behind the attention")
     writer, found = lab.writers[0], composition(lab.model, lab.task, lab.truth, lab.writers[0], lab.query, "S")
     shares = []
     for factor in (1, 2):
