@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Norm', 'Reader', 'Writer', 'sources', 'route_taken', 'Path', 'Parts', 'decompose', 'reconstruct']
 
-# %% ../nbs/07_reconstruction.ipynb #fe8ef946
+# %% ../nbs/07_reconstruction.ipynb #74a08140
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from .activations import HEAD_SITES, Node, Prompts, capture
 from .attention import Attention
 from .saes import STREAM, Codes, SAESet, SparseSAE
 
-# %% ../nbs/07_reconstruction.ipynb #29189cd1
+# %% ../nbs/07_reconstruction.ipynb #c62ae0e3
 @dataclass(frozen=True)
 class Norm:
     "What a layer norm does."
@@ -48,7 +48,7 @@ class Norm:
         "What becomes of a part of the stream, without β, when the whole is divided by `scale`."
         return self.gamma * self.centre(v) / scale
 
-# %% ../nbs/07_reconstruction.ipynb #44cea3d6
+# %% ../nbs/07_reconstruction.ipynb #43e19a07
 @dataclass(frozen=True)
 class Reader:
     "The affine map from the residual stream to q, k or v of heads of a layer."
@@ -85,7 +85,7 @@ class Reader:
         "The site's activation for the stream `x`; the norm's scale is that of `x` unless given."
         return self.project(x, self.norm.scale(x) if scale is None else scale) + self.constant
 
-# %% ../nbs/07_reconstruction.ipynb #27a848cf
+# %% ../nbs/07_reconstruction.ipynb #4c0839c6
 @dataclass(frozen=True)
 class Writer:
     "The affine map from the outputs of all heads of a layer to what attention adds to the residual stream."
@@ -114,7 +114,7 @@ class Writer:
         "What attention adds when all heads' outputs are 0."
         return self.b.expand(*scale.shape[:-1], -1) if self.norm is None else self.norm.project(self.b, scale) + self.norm.beta
 
-# %% ../nbs/07_reconstruction.ipynb #d0e4ca9c
+# %% ../nbs/07_reconstruction.ipynb #977d91c1
 @dataclass(frozen=True)
 class _Term:
     "A share of a node's activation that comes from one SAE."
@@ -169,7 +169,7 @@ def route_taken(
     terms = _terms(node, saes, route)
     return "difference" if len(terms) > 1 else terms[0].kind
 
-# %% ../nbs/07_reconstruction.ipynb #c23862b9
+# %% ../nbs/07_reconstruction.ipynb #4c6a7184
 @dataclass(frozen=True)
 class Path:
     "The affine map from the residual stream of some tokens to a node, for each prompt of a batch."
@@ -279,14 +279,11 @@ class _Batch:
     def pattern(self, node: Node, stream: Node) -> Float[Tensor, "prompt head token"]:
         "The attention of all heads from the node's position, of the true run or of the queries and keys of the reconstruction."
         if self.frozen_pattern: return self.acts[Node("pattern", node.layer, None, node.position)].float()
-        key = ("keys", node.layer)
-        reader = {site: self.map(Reader, site, node.layer) for site in "qk"}
-        if key not in self.encoded:
-            attention = Attention.of(self.model, node.layer, self.acts)
-            self.encoded[key] = attention, reader["k"](self.x_hat(stream), reader["k"].norm.scale(self.seen(stream)))
-        attention, keys = self.encoded[key]
-        x_hat, seen = (self.at(x, node.position) for x in (self.x_hat(stream), self.seen(stream)))
-        return attention.pattern(reader["q"](x_hat, reader["q"].norm.scale(seen)), keys, self.prompts.index(node.position)[:, None].to(keys.device))[:, 0]
+        if ("pattern", node.layer) not in self.encoded:
+            q, k = (self.map(Reader, site, node.layer) for site in "qk")
+            x_hat, scale = self.x_hat(stream), q.norm.scale(self.seen(stream))
+            self.encoded["pattern", node.layer] = Attention.of(self.model, node.layer, self.acts).pattern(q(x_hat, scale), k(x_hat, scale))
+        return self.at(self.encoded["pattern", node.layer], node.position)[:, 0]
 
     def path(self, term: _Term) -> Path | _Slice:
         "The map from what the SAE encodes to the node."
@@ -307,7 +304,7 @@ class _Batch:
         else: z = path.heads(self.x_hat(stream)) + path.constant_heads
         return replace(path, writer=writer, out_scale=writer.scale(z))
 
-# %% ../nbs/07_reconstruction.ipynb #e610d648
+# %% ../nbs/07_reconstruction.ipynb #82e2f336
 @dataclass(frozen=True)
 class Parts:
     "An activation at one node as a sum; for z and attn_out, a latent has one entry per source token, token by token."
@@ -345,7 +342,7 @@ def _projected(batch: _Batch, term: _Term):
     bias = path.whole(sae.bias(codes).to(latents)) + path.constant
     return latents * term.sign, codes.indices, bias * term.sign, path.whole(batch.true(term.source) - batch.x_hat(term.source)) * term.sign
 
-# %% ../nbs/07_reconstruction.ipynb #4175817f
+# %% ../nbs/07_reconstruction.ipynb #b24efce6
 @torch.no_grad()
 def _written(batch: _Batch, term: _Term):
     "Latents, indices, bias and error of a node's write, projected onto the active directions."
@@ -388,7 +385,7 @@ def decompose(
     origin = torch.cat([torch.full_like(part, i) for i, (_, part) in enumerate(columns)], 1)
     return Parts(latents, indices.to(latents.device), bias, error, origin.to(latents.device), tuple(saes.find(t.source).node for t in terms), taken)
 
-# %% ../nbs/07_reconstruction.ipynb #4b1f5dd0
+# %% ../nbs/07_reconstruction.ipynb #0fd82bf6
 @torch.no_grad()
 def reconstruct(
     model,
