@@ -7,7 +7,7 @@ __all__ = ['BLOCK', 'FORMED', 'ARCHITECTURES', 'STREAM', 'Codes', 'to_codes', 'B
            'node_of_hook', 'from_sae_lens', 'from_object', 'SAESet', 'embedded_saes', 'load_saes', 'pca_sae',
            'identity_sae', 'random_decoder', 'supervised_as_sae']
 
-# %% ../nbs/06_saes.ipynb #daf5b27c
+# %% ../nbs/06_saes.ipynb #775b325d
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -23,7 +23,7 @@ from .activations import HEAD_SITES, SITES, Node
 from .dictionaries import Dictionary
 from .models import EMBEDDED
 
-# %% ../nbs/06_saes.ipynb #0c1456aa
+# %% ../nbs/06_saes.ipynb #cdc88123
 class Codes(NamedTuple):
     "The active latents of each activation; rows with fewer are filled up with value 0."
     indices: Int[Tensor, "... active"]
@@ -62,7 +62,7 @@ def _largest(indices, values, k=None) -> Codes:
     order = values.abs().topk(min(k, values.shape[-1]), dim=-1).indices
     return Codes(indices.gather(-1, order), values.gather(-1, order))
 
-# %% ../nbs/06_saes.ipynb #2b0bc353
+# %% ../nbs/06_saes.ipynb #26f9df10
 BLOCK, FORMED = 2**14, 2**22  # latents at a time; most numbers (tokens times latents) at a time
 
 
@@ -91,7 +91,7 @@ def _wide(p, like=torch.float32):
     "Weights as they enter a product: what is stored in half precision is computed with in single."
     return p.to(torch.promote_types(p.dtype, like))
 
-# %% ../nbs/06_saes.ipynb #11e6b1a5
+# %% ../nbs/06_saes.ipynb #e3b68480
 @dataclass(frozen=True)
 class Pursuit:
     "The encoder of matching pursuit, as sae_lens runs it."
@@ -124,7 +124,7 @@ class Pursuit:
             if done.all(): break
         return _largest(indices, values)
 
-# %% ../nbs/06_saes.ipynb #6ff3060f
+# %% ../nbs/06_saes.ipynb #6d2174f9
 def _normalise(x: Float[Tensor, "token d_in"], how: str):
     "What the encoder sees, s and m, as sae_lens computes them."
     if how == "none": return x, None, None
@@ -199,7 +199,7 @@ class SparseSAE:
         "Encode and decode."
         return self.decode(self.encode(x)).to(x.device)
 
-# %% ../nbs/06_saes.ipynb #1208e406
+# %% ../nbs/06_saes.ipynb #433cbfa3
 _HOOK_SITES = {hook: site for site, hook in SITES.items()}
 
 
@@ -269,7 +269,7 @@ def _pursuit(sae):
 ARCHITECTURES: dict[str, Callable] = {
     "standard": _standard, "gated": _gated, "topk": _topk, "abstopk": _abstopk, "jumprelu": _jumprelu, "matching_pursuit": _pursuit}
 
-# %% ../nbs/06_saes.ipynb #8a970f6e
+# %% ../nbs/06_saes.ipynb #1bafd72f
 def _refuse(sae, name):
     "An error for SAEs whose latents are no part of the activation at one token."
     cfg, what = sae.cfg, f"SAE {name!r} ({type(sae).__name__})"
@@ -323,7 +323,7 @@ def from_sae_lens(
     if normalise == "expected_average_only_in": normalise = "none"  # a constant factor, folded into the weights when an SAE is saved or fetched
     return SparseSAE(node, W_dec, b_dec, ARCHITECTURES[architecture](sae), name, normalise)
 
-# %% ../nbs/06_saes.ipynb #ad8fa432
+# %% ../nbs/06_saes.ipynb #409fe74b
 def _width(sae):
     "The width of the activations that an object takes, where it says so."
     W_dec, cfg = getattr(sae, "W_dec", None), getattr(sae, "cfg", None)
@@ -379,7 +379,7 @@ def _place(sae, name) -> Node:
     raise ValueError(f"SAE {name!r} does not say where it stands: give it an attribute `hook_name` (blocks.2.hook_resid_pre) or load it by its node, "
                      "as in load_saes({'L2.resid_pre': sae})")
 
-# %% ../nbs/06_saes.ipynb #d2477ecf
+# %% ../nbs/06_saes.ipynb #eeaa3d3d
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 
@@ -422,7 +422,7 @@ class SAESet:
         if found is None: raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} (has {', '.join(map(str, self.saes))})")
         return found
 
-# %% ../nbs/06_saes.ipynb #4ec8dc0e
+# %% ../nbs/06_saes.ipynb #8e5edb27
 def embedded_saes() -> list[str]:
     "Names of the SAE sets that come with the package."
     return sorted(folder.name for folder in (EMBEDDED / "saes").glob("*") if folder.is_dir())
@@ -486,13 +486,13 @@ def load_saes(
         return SAESet(name or folder.name, _by_node(views, folder.name))
     name = name or "own SAEs"
     if hasattr(source, "encode"): source = [source]
-    if not isinstance(source, Iterable): raise TypeError(f"SAEs {source!r} are neither a name, a folder, an SAE nor an iterable of SAE objects")
+    if not isinstance(source, Iterable): raise TypeError(f"SAEs {source!r} are neither a name, a folder nor an iterable of SAE objects")
     if isinstance(source, Mapping): views = [(str(n), _view(s, name, Node.parse(n) if isinstance(n, str) else n, dtype, device)) for n, s in source.items()]
     else: views = [(f"number {i}", _view(s, name, None, dtype, device)) for i, s in enumerate(source)]
     if not views: raise ValueError("there are no SAEs in the iterable")
     return SAESet(name, _by_node(views, name))
 
-# %% ../nbs/06_saes.ipynb #5c019a62
+# %% ../nbs/06_saes.ipynb #050e5c2c
 def pca_sae(
     x: Float[Tensor, "token d_in"],  # activations to fit on
     k: int,  # components; at most d_in
@@ -515,7 +515,7 @@ def identity_sae(
     "Each entry of the activation as a latent of its own."
     return SparseSAE(node, torch.eye(d_in), torch.zeros(d_in), lambda y: y, name)
 
-# %% ../nbs/06_saes.ipynb #5a1f95df
+# %% ../nbs/06_saes.ipynb #eabe12da
 def random_decoder(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # activations: for the number of active latents, and for the mean, which becomes b_dec
@@ -529,19 +529,56 @@ def random_decoder(
     pursuit = Pursuit(W_dec, l0)
     return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), f"{sae.name}, random decoder", sae.normalise)
 
-# %% ../nbs/06_saes.ipynb #8347cf58
-def _nearest(x: Float[Tensor, "prompt d"], vectors: list[Float[Tensor, "value d"]], rounds: int = 10) -> Int[Tensor, "prompt attribute"]:
-    "For each attribute, which value's vector; their sum is near x."
-    sizes = [v.square().sum(-1) for v in vectors]
-    chosen, rest = x.new_zeros(len(x), len(vectors), dtype=torch.long), x  # what is left of x when the chosen vectors are taken off; none at first
-    for turn in range(rounds):
-        before = chosen.clone()
-        for a, v in enumerate(vectors):
-            if turn: rest = rest + v[chosen[:, a]]
-            chosen[:, a] = (2 * rest @ v.T - sizes[a]).argmax(-1)
-            rest = rest - v[chosen[:, a]]
-        if turn and torch.equal(chosen, before): break
-    return chosen
+# %% ../nbs/06_saes.ipynb #cdfa50e2
+@dataclass(frozen=True)
+class _Nearest:
+    "The encoder of a supervised dictionary: the values whose features come nearest."
+    dictionary: Dictionary
+    rounds: int = 10
+
+    def index(self, name: str, chosen: dict[str, Tensor]) -> Int[Tensor, "prompt"]:
+        "Which vector of an attribute or product the chosen values mean; -1 for a combination that has none."
+        if name not in self.dictionary.products: return chosen[name]
+        made = [dict((v, i) for i, v in enumerate(self.dictionary.values[a])) for a in self.dictionary.products[name]]
+        table = torch.full([len(values) for values in made], -1)
+        for i, value in enumerate(self.dictionary.values[name]): table[tuple(of[part] for of, part in zip(made, value.split("×")))] = i
+        return table.to(next(iter(chosen.values())).device)[tuple(chosen[a] for a in self.dictionary.products[name])]
+
+    def feature(self, name: str, chosen: dict[str, Tensor], like: Tensor) -> Float[Tensor, "prompt d"]:
+        "The weighted vector of an attribute or product; infinite for a combination that the dictionary refuses."
+        index, u = self.index(name, chosen), (self.dictionary.weights[name] * self.dictionary.vectors[name]).to(like)
+        lacking = float("inf") if self.dictionary.unseen == "error" else 0.0
+        return torch.where((index < 0)[:, None], lacking, u[index.clamp(min=0)])
+
+    def choose(self, x: Float[Tensor, "prompt d"], attribute: str, chosen: dict[str, Tensor]) -> Int[Tensor, "prompt"]:
+        "The value of one attribute that brings the sum nearest to `x`, the others being as chosen; those without a choice are left out."
+        names, products = self.dictionary.vectors, self.dictionary.products
+        ready = [n for n in names if {attribute, *chosen} >= set(products.get(n, (n,)))]
+        moves = [n for n in ready if attribute in products.get(n, (n,))]
+        rest = x - sum(self.feature(n, chosen, x) for n in ready if n not in moves)
+        distances = []
+        for value in range(len(self.dictionary.values[attribute])):
+            trial = chosen | {attribute: torch.full((len(x),), value, device=x.device)}
+            distances.append((rest - sum(self.feature(n, trial, x) for n in moves)).square().sum(-1))
+        return torch.stack(distances).argmin(0)
+
+    def descend(self, x: Float[Tensor, "prompt d"], attributes: list[str]) -> tuple[dict[str, Tensor], Float[Tensor, "prompt"]]:
+        "The values found when the attributes are taken in this order, and how far their sum is from `x`."
+        chosen = {}
+        for _ in range(self.rounds):
+            before = dict(chosen)
+            for a in attributes: chosen[a] = self.choose(x, a, chosen)
+            if before and all(torch.equal(before[a], chosen[a]) for a in attributes): break
+        return chosen, (x - sum(self.feature(n, chosen, x) for n in self.dictionary.vectors)).square().sum(-1)
+
+    def __call__(self, x: Float[Tensor, "prompt d"]) -> Codes:
+        x, attributes = x - self.dictionary.mean.to(x), [n for n in self.dictionary.vectors if n not in self.dictionary.products]
+        tried = [self.descend(x, attributes[i:] + attributes[:i]) for i in range(len(attributes))]
+        best = torch.stack([far for _, far in tried]).argmin(0)
+        chosen = {a: torch.stack([found[a] for found, _ in tried]).gather(0, best[None])[0] for a in attributes}
+        index = torch.stack([self.index(n, chosen) for n in self.dictionary.vectors], 1)
+        starts = torch.tensor([0, *(len(v) for v in self.dictionary.vectors.values())][:-1], device=x.device).cumsum(0)
+        return Codes(index.clamp(min=0) + starts, (index >= 0).to(x))
 
 
 def supervised_as_sae(
@@ -549,11 +586,6 @@ def supervised_as_sae(
     node: Node,  # of the dictionary: one head at a named position
     name: str = "supervised",
 ) -> SparseSAE:
-    "A supervised dictionary as an SAE: one latent per attribute value, attribute by attribute in the dictionary's order."
-    vectors = list(dictionary.vectors.values())
-    starts = torch.tensor([0, *(len(v) for v in vectors[:-1])]).cumsum(0)
-
-    def encode(x):
-        indices = _nearest(x - dictionary.mean.to(x), [v.to(x) for v in vectors]) + starts.to(x.device)
-        return Codes(indices, torch.ones_like(indices, dtype=x.dtype))
-    return SparseSAE(node, torch.cat(vectors), dictionary.mean, encode, name)
+    "A supervised dictionary as an SAE: one latent per value of each attribute and product, in the dictionary's order."
+    W_dec = torch.cat([dictionary.weights[n] * u for n, u in dictionary.vectors.items()])
+    return SparseSAE(node, W_dec, dictionary.mean, _Nearest(dictionary), name)

@@ -71,6 +71,19 @@ def test_parts_sum_to_the_truth_where_weights_are_folded_and_centred(random_mode
     assert max(worst.values()) <= 1e-5, worst
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_parts_sum_to_the_truth_where_a_bridge_folds_its_norms(name):
+    model, kind = load_model(name), {"tiny-gpt2": "topk", "tiny-pythia": "batchtopk", "tiny-gemma": "jumprelu"}
+    prompts, nodes = load_task("ioi", model, n=24)[:4].prompts, [Node.parse(n) for n in NODES]
+    gamma = Norm.of(model, 1).gamma
+    model.enable_compatibility_mode()
+    assert not torch.allclose(gamma, torch.ones(128))
+    assert_close(Norm.of(model, 1).gamma, torch.ones(128))
+    for node, true in capture(model, prompts, nodes).items():
+        parts = decompose(model, prompts, node, load_saes(f"{name}-res-{kind[name]}"))
+        assert ((parts.reconstruction + parts.error - true).norm() / true.norm()).item() <= 1e-5
+
+
 NODES = ("L1H1.q@END", "L1H1.k@S2", "L1H1.v@IO", "L1H3.z@END", "L1.attn_out@S2", "L1.mlp_out@END")
 PLACES = {"stream": ("resid_pre", "resid_post"), "middle": ("resid_pre", "resid_mid", "resid_post"), "site": ("z", "attn_out", "mlp_out")}
 

@@ -273,9 +273,14 @@ def test_other_objects_are_refused(sae, error, match):
 
 # The ground truth as an SAE
 
-def dictionary(sizes=(5, 3, 2), d=12):
+def dictionary(sizes=(5, 3, 2), d=12, products=(), unseen="error", weight=1.0):
     vectors = {name: draw(n, d, seed=i) for i, (name, n) in enumerate(zip("ABC", sizes))}
-    return Dictionary(mean=draw(d, seed=9), vectors=vectors, values={name: [f"{name}{i}" for i in range(len(v))] for name, v in vectors.items()})
+    values = {name: [f"{name}{i}" for i in range(len(v))] for name, v in vectors.items()}
+    for product in products:
+        values["×".join(product)] = combos = ["×".join(c) for c in itertools.product(*(values[a] for a in product))][1:]  # the first was never seen
+        vectors["×".join(product)] = draw(len(combos), d, seed=8)
+    return Dictionary(mean=draw(d, seed=9), vectors=vectors, values=values, counts={n: torch.ones(len(v)).long() for n, v in vectors.items()},
+                      weights=dict.fromkeys(vectors, weight), products={"×".join(p): tuple(p) for p in products}, unseen=unseen)
 
 
 def test_values_are_read_from_noisy_activations():
@@ -287,6 +292,19 @@ def test_values_are_read_from_noisy_activations():
     assert sae.encode(x).indices.tolist() == said and sae.encode(x).l0 == 3 and sae.d_sae == 10
     assert_close(sae.reconstruct(x), truth.reconstruct(combos))
     assert_close(sae.decode(Codes(torch.tensor(said), torch.ones(len(said), 3))), truth.reconstruct(combos))
+
+
+@pytest.mark.parametrize("unseen", ["error", "additive"])
+def test_products_are_latents_of_their_own_and_weights_count(unseen):
+    truth = dictionary(products=["AB"], unseen=unseen, weight=0.7)
+    combos = pd.DataFrame(list(itertools.product(*(truth.values[a] for a in "ABC"))), columns=list("ABC"))
+    if unseen == "error": combos = combos[truth.knows(combos).tolist()].reset_index(drop=True)
+    x, sae = truth.reconstruct(combos), supervised_as_sae(truth, Node("z", 0, 0, "END"))
+    codes = sae.encode(x + 0.02 * draw(len(x), 12, seed=5))
+    exact = (sae.decode(codes) - x).norm(dim=1) < 1e-4
+    assert exact.float().mean() > 0.9, "local minima aside, noise of this size hides no value"
+    assert sae.d_sae == 10 + 14 and (codes.values != 0).sum(1)[exact].min() == (4 if unseen == "error" else 3)
+    assert_close(sae.W_dec[:5], 0.7 * truth.vectors["A"])
 
 
 def test_no_single_change_of_value_comes_nearer():
