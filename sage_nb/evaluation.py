@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'PARTS', 'SCHEMA', 'check_saes', 'score_parts', 'sage_score', 'SageReport', 'evaluate']
 
-# %% ../nbs/11_evaluation.ipynb #79dcb6b2
+# %% ../nbs/11_evaluation.ipynb #ae665b68
 import json
 import math
 import platform
@@ -34,7 +34,7 @@ from .sections import CrossSections
 from .stage import Stage, set_stage
 from .tasks import Task
 
-# %% ../nbs/11_evaluation.ipynb #90786542
+# %% ../nbs/11_evaluation.ipynb #94a9df85
 def _stream(model, prompts, layer) -> Float[Tensor, "token d_model"]:
     "The residual stream before a layer at all tokens up to END, without <bos>, whose activations are of another size in large models."
     x, pos = capture(model, prompts, [Node("resid_pre", layer)])[Node("resid_pre", layer)], torch.arange(prompts.tokens.shape[1])
@@ -61,7 +61,7 @@ def check_saes(
                              "or the model is processed in another way than the one it was trained on")
     return found
 
-# %% ../nbs/11_evaluation.ipynb #e0129c73
+# %% ../nbs/11_evaluation.ipynb #35c810a0
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -81,7 +81,7 @@ def _try_all(stage: Stage, truth: Dictionaries, sets: list[SAESet], scale: str) 
     found[SKYLINE] = faithfulness(stage, {node: truth[node].reconstruct(stage.task.attributes).to(stage.acts[node]) for node in nodes})
     return found | {IDENTITY: torch.stack([clean, ablated, clean, ablated], 1)}
 
-# %% ../nbs/11_evaluation.ipynb #5ed2c9ae
+# %% ../nbs/11_evaluation.ipynb #8d06d1e7
 PARTS = {"fraction recovered": fraction_recovered, "necessity": necessity}
 
 
@@ -99,7 +99,7 @@ def sage_score(
     "Mean over sections of the mean of the parts, in [0, 1]; 1 is best."
     return interval(torch.cat(columns, 1), lambda m: score_parts(m).mean((-1, -2)))
 
-# %% ../nbs/11_evaluation.ipynb #f5a05823
+# %% ../nbs/11_evaluation.ipynb #f75737da
 SCHEMA = 1
 _COLUMNS = ["sae", "attribute", "section", "site", "position", "test", "metric", "k", "value", "lo", "hi", "n"]
 
@@ -174,7 +174,7 @@ class SageReport:
         frames = {name: pd.DataFrame(data[name]) for name in ("table", "scores", "sections")}
         return cls(**frames, settings=data["settings"], notes=data["notes"])
 
-# %% ../nbs/11_evaluation.ipynb #61f0aa10
+# %% ../nbs/11_evaluation.ipynb #c7aff9fd
 def _settings(model, task, sections, truth, sets, scale, criteria):
     return {
         "model": {"name": str(getattr(model.cfg, "model_name", "own model")), "hash": model_hash(model), "dtype": str(next(model.parameters()).dtype),
