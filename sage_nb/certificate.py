@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Criteria', 'off_target', 'certify', 'probe', 'Certificate', 'certificate']
 
-# %% ../nbs/09_certificate.ipynb #062c24c7
+# %% ../nbs/09_certificate.ipynb #ef083820
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ from .sections import CrossSection
 from .stage import EditStage, Stage, edit_effect, edit_floor, edit_success, set_edit_stage, set_stage, supervised_edit
 from .tasks import Task
 
-# %% ../nbs/09_certificate.ipynb #ee1ccb09
+# %% ../nbs/09_certificate.ipynb #33f2e17e
 @dataclass(frozen=True)
 class Criteria:
     "What a dictionary must show on held-out prompts in a cross-section to count as ground truth there."
@@ -51,7 +51,7 @@ class Criteria:
         return [f"{name} {e} is not within {self.tolerance:g} of 1" if not abs(e.value - 1) <= self.tolerance else f"the interval of {name} {e} includes 0"
                 for name in names if not (abs((e := measures[name]).value - 1) <= self.tolerance and e.lo > 0)]
 
-# %% ../nbs/09_certificate.ipynb #a24916ca
+# %% ../nbs/09_certificate.ipynb #61cc0812
 def off_target(
     editing: EditStage,
     truth: Dictionaries,
@@ -95,7 +95,7 @@ def certify(
     columns = faithfulness(stage, fitted) if columns is None else columns
     return {"R²": r2, "ablation cost": stage.matters} | summarise(columns) | _edits(stage, truth)
 
-# %% ../nbs/09_certificate.ipynb #4cf35d14
+# %% ../nbs/09_certificate.ipynb #e1ebb39f
 def probe(
     x: Float[Tensor, "train d"],
     values: Iterable[str],  # the attribute in the training prompts

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'product_name', 'with_products', 'one_hot', 'Dictionary', 'Dictionaries', 'variance_explained',
            'suggest_products', 'fit_dictionaries']
 
-# %% ../nbs/05_dictionaries.ipynb #6fed978c
+# %% ../nbs/05_dictionaries.ipynb #e0dc7307
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ from .activations import Node, capture
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/05_dictionaries.ipynb #e74cce52
+# %% ../nbs/05_dictionaries.ipynb #d5c9263f
 def product_name(
     product: Sequence[str],  # two or more attributes
 ) -> str:
@@ -59,7 +59,7 @@ def one_hot(
     "The indicator matrix of attribute values, attributes side by side."
     return torch.cat([torch.nn.functional.one_hot(_codes(attributes[a], v), len(v)) for a, v in values.items()], 1)
 
-# %% ../nbs/05_dictionaries.ipynb #77a2fe46
+# %% ../nbs/05_dictionaries.ipynb #a5b45195
 @dataclass(frozen=True)
 class Dictionary:
     "Feature vectors at one node."
@@ -134,7 +134,7 @@ class Dictionary:
     def _seen(self, name, attributes):
         return _codes(with_products(attributes, [self.products[name]])[name], self.values[name], "allowed") >= 0
 
-# %% ../nbs/05_dictionaries.ipynb #9042236f
+# %% ../nbs/05_dictionaries.ipynb #7beb104d
 METHODS = ("mean", "weighted", "mse")
 
 
@@ -213,7 +213,7 @@ class _Sums:
         explained = 2 * (u * self.centred(node, mean)[at]).sum() - (u * (self.cc[at][:, at] @ u)).sum()
         return (explained / total).item()
 
-# %% ../nbs/05_dictionaries.ipynb #eabab870
+# %% ../nbs/05_dictionaries.ipynb #f6bee95b
 @dataclass(frozen=True)
 class Dictionaries:
     "The supervised dictionaries of a task, by node, and how well they predict held-out activations."
@@ -276,7 +276,7 @@ def _splits(folds: list[_Sums]) -> list[tuple[_Sums, _Sums]]:
     "Each fold, and the sums of all others, to fit on."
     return [(_total(folds[:i] + folds[i + 1:]), fold) for i, fold in enumerate(folds)]
 
-# %% ../nbs/05_dictionaries.ipynb #96cddc1b
+# %% ../nbs/05_dictionaries.ipynb #ee6fb832
 def _candidates(train: Task, most: int = 500) -> list[tuple[str, str]]:
     "Pairs of attributes with at most half as many combinations as there are prompts, and no more than `most`."
     pairs = combinations(train.attributes, 2)
