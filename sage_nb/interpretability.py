@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'BLOCK', 'THRESHOLDS', 'Activity', 'activity', 'Predicate', 
            'share_covered', 'Interpretations', 'interpret', 'keep_interpretable', 'occlusion', 'plot_occlusion',
            'oversplitting', 'plot_oversplitting']
 
-# %% ../nbs/10_interpretability.ipynb #1166bf43
+# %% ../nbs/10_interpretability.ipynb #851be90a
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +32,7 @@ from .reconstruction import Parts, decompose
 from .saes import Codes, SAESet
 from .stage import Stage, set_stage
 
-# %% ../nbs/10_interpretability.ipynb #640766bf
+# %% ../nbs/10_interpretability.ipynb #7cb9cd25
 @dataclass(frozen=True)
 class Activity:
     "Which latents are active in which prompts; latents that never are have no column."
@@ -91,7 +91,7 @@ def activity(
             found.append(torch.stack([r.cpu() + rows.start, place, parts.indices[r, slots].cpu()]))
     return Activity.of(*torch.cat(found, 1).numpy(), tuple(places), len(prompts))
 
-# %% ../nbs/10_interpretability.ipynb #6232840b
+# %% ../nbs/10_interpretability.ipynb #c3ba0b6e
 class Predicate(NamedTuple):
     "A statement about a prompt's attributes: each of some attributes has one of some values."
     terms: tuple[tuple[str, tuple[str, ...]], ...]  # attribute and values; all must hold
@@ -124,7 +124,7 @@ def predicates(
     rows = np.repeat(np.arange(n), columns.shape[1])
     return found, csr_array((np.ones(columns.size, dtype=np.int32), (rows, columns.ravel())), shape=(n, len(found)))
 
-# %% ../nbs/10_interpretability.ipynb #d98e1201
+# %% ../nbs/10_interpretability.ipynb #1d078642
 def f1(m: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:
     "Of shares of prompts (active and holds, active, holds); 0 where neither ever is."
     return 2 * m[..., 0] / (m[..., 1] + m[..., 2]).clamp(min=torch.finfo(m.dtype).tiny)
@@ -149,7 +149,7 @@ def greedy_unions(
         hit[r], size[r] = hit[r] + hits[r, v], size[r] + sizes[v]
     return chosen, best
 
-# %% ../nbs/10_interpretability.ipynb #7ed62917
+# %% ../nbs/10_interpretability.ipynb #9cd9d19f
 BLOCK = 1024  # latents at a time
 
 
@@ -184,7 +184,7 @@ def _interpreted(on: csr_array, attributes: pd.DataFrame, most: int) -> tuple[li
                 best[start + i] = score[i]
     return found, best
 
-# %% ../nbs/10_interpretability.ipynb #c6d9ec95
+# %% ../nbs/10_interpretability.ipynb #9687edb9
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.double)
 
 
@@ -336,7 +336,7 @@ def interpret(
     found, best = _interpreted(on, part, most)
     return Interpretations(active, attributes, scoring, tuple(found), best, tuple(values), _entries(on, holds[~scoring][:, : len(values)]))
 
-# %% ../nbs/10_interpretability.ipynb #f522456b
+# %% ../nbs/10_interpretability.ipynb #43f041c0
 THRESHOLDS = tuple(i / 10 for i in range(11))
 
 
@@ -388,7 +388,7 @@ def keep_interpretable(
             columns[t] = faithfulness(stage, {node: whole[node] - d + d.mean(0) * (rest == "mean") for node, d in dropped.items()})
     return columns
 
-# %% ../nbs/10_interpretability.ipynb #93de9e8a
+# %% ../nbs/10_interpretability.ipynb #79fd90b8
 def occlusion(
     found: Interpretations,
     truth: Dictionaries,
@@ -420,7 +420,7 @@ def plot_occlusion(
     plt.close(fig)
     return fig
 
-# %% ../nbs/10_interpretability.ipynb #285abcb1
+# %% ../nbs/10_interpretability.ipynb #fd8ac30e
 def oversplitting(
     found: Interpretations,
     attribute: str,
