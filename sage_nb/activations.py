@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Look', 'Node', 'Prompts', 'hooked', 'capture', 'run', 'run_each', 'differentiate',
-           'gradients']
+           'gradients', 'Passes', 'count_passes']
 
-# %% ../nbs/00_activations.ipynb #3e763b56
+# %% ../nbs/00_activations.ipynb #8d030525
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_activations.ipynb #eb772c22
+# %% ../nbs/00_activations.ipynb #7ca7c0d4
 SITES = {
     "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z",
     "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
@@ -55,7 +55,7 @@ class Node(NamedTuple):
         layer, head, site, position = (match[g] for g in ("layer", "head", "site", "position"))
         return cls(site, int(layer), None if head is None else int(head), position)
 
-# %% ../nbs/00_activations.ipynb #6ededea5
+# %% ../nbs/00_activations.ipynb #d3b4f994
 @dataclass(frozen=True)
 class Prompts:
     "Tokens, and where the named positions are in them."
@@ -83,11 +83,11 @@ class Prompts:
         "Consecutive batches of rows."
         yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
 
-# %% ../nbs/00_activations.ipynb #5d823780
-def _require(model, hook: str):
-    "An error if the model has no such hook."
-    if hook in model.hook_dict: return
-    have = [h for h in model.hook_dict if h.startswith(".".join(hook.split(".")[:2]) + ".hook_")]
+# %% ../nbs/00_activations.ipynb #9e888481
+def _require(known, hook: str):
+    "An error if a hook is not among those of the model."
+    if hook in known: return
+    have = [h for h in known if h.startswith(".".join(hook.split(".")[:2]) + ".hook_")]
     raise ValueError(f"hook {hook!r} is not in this model; near it are {', '.join(have) or 'none: is the layer too high?'}")
 
 
@@ -98,10 +98,10 @@ def hooked(
     bwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the gradient)
 ):
     "Add hooks for the duration of a `with`; an error if one is unknown, or did not fire by the end."
-    fired, pairs = set(), {"fwd_hooks": [], "bwd_hooks": []}
+    fired, pairs, known = set(), {"fwd_hooks": [], "bwd_hooks": []}, model.hook_dict  # collected anew at every access
     for kind, hooks in zip(pairs, (fwd, bwd)):
         for name, function in hooks:
-            _require(model, name)
+            _require(known, name)
 
             def call(value, hook=None, function=function, key=(kind, name)):
                 fired.add(key)
@@ -111,7 +111,7 @@ def hooked(
     silent = sorted({(kind, name) for kind in pairs for name, _ in pairs[kind]} - fired)
     if silent: raise RuntimeError(f"hooks did not fire: {', '.join(name for _, name in silent)}; results would be those of an unhooked run")
 
-# %% ../nbs/00_activations.ipynb #f1d7e229
+# %% ../nbs/00_activations.ipynb #0fda93ad
 def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
@@ -125,7 +125,8 @@ def _read(x: Tensor, node: Node, prompts: Prompts) -> Tensor:
 
 def _at_end(model, prompts: Prompts):
     "The hook that keeps only END of what is unembedded."
-    name = "unembed.hook_in" if "unembed.hook_in" in model.hook_dict else "ln_final.hook_normalized"
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"  # of a model without a final norm
+    name = next(hook for hook in ("unembed.hook_in", "ln_final.hook_normalized", last) if hook in model.hook_dict)
     return name, lambda x: _at(x, prompts.index("END"))[:, None]
 
 
@@ -134,7 +135,7 @@ def _device(model): return next(model.parameters()).device
 
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]  # (logits at END, rows of the batch) -> one or more numbers per prompt
 
-# %% ../nbs/00_activations.ipynb #e3c6c877
+# %% ../nbs/00_activations.ipynb #8821fe13
 @torch.no_grad()
 def capture(
     model,
@@ -155,7 +156,7 @@ def capture(
             model(batch.tokens.to(_device(model)))
     return {node: parts[0] if len(parts) == 1 else torch.cat(parts) for node, parts in found.items()}
 
-# %% ../nbs/00_activations.ipynb #3ab6b4fa
+# %% ../nbs/00_activations.ipynb #88b0316f
 def _put(x, node, batch, value, rows):
     x = x.clone()
     part = x[rows]  # a view
@@ -174,8 +175,9 @@ def _edit_hooks(model, node, batch, value, rows=slice(None)):
 
 def _check(model, prompts, edits):
     "Refuse what cannot be put in, before anything is run."
+    known = model.hook_dict
     for node, value in edits.items():
-        _require(model, node.hook)
+        _require(known, node.hook)
         if len(value) != len(prompts): raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
 
 
@@ -198,7 +200,7 @@ def run(
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
 
-# %% ../nbs/00_activations.ipynb #9222d21c
+# %% ../nbs/00_activations.ipynb #fa4e2a67
 def _streams(model, batch, metric, rows):
     "The metric of a clean run, the residual stream before each block in it, and whether blocks return tuples."
     streams, hooks = [], [(Node("resid_pre", layer).hook, lambda x: streams.append(x.detach())) for layer in range(model.cfg.n_layers)]
@@ -252,7 +254,7 @@ def run_each(
     bar.close()
     return torch.cat(clean), torch.cat(edited)
 
-# %% ../nbs/00_activations.ipynb #26860307
+# %% ../nbs/00_activations.ipynb #924419b1
 def _grad_hook(model, node):
     "Where the gradient at a node is read: resid_mid is resid_pre + attn_out, so its gradient is that of attn_out."
     return Node("attn_out", node.layer).hook if node.site == "resid_mid" and node.hook in model.hook_dict else node.hook
@@ -302,3 +304,31 @@ def gradients(
     for rows in prompts.slices(batch_size):
         differentiate(model, prompts[rows], metric, rows, backward={node: parts.append for node, parts in found.items()})
     return {node: torch.cat(parts) for node, parts in found.items()}
+
+# %% ../nbs/00_activations.ipynb #1c42ea81
+class Passes:
+    "How often prompts went through the model: the rows of every block that was computed, in units of all blocks and prompts."
+
+    def __init__(self, unit: int): self.unit, self._forward, self._backward = unit, 0, 0
+
+    @property
+    def forward(self) -> float: return self._forward / self.unit
+
+    @property
+    def backward(self) -> float: return self._backward / self.unit
+
+    def __repr__(self): return f"Passes(forward={self.forward:g}, backward={self.backward:g})"
+
+
+@contextmanager
+def count_passes(
+    model,
+    n: int,  # prompts
+) -> Iterator[Passes]:
+    "Count whole-model passes of `n` prompts within a `with`."
+    passes = Passes(n * model.cfg.n_layers)
+
+    def count(x, hook):
+        passes._forward += len(x)
+        passes._backward += len(x) * torch.is_grad_enabled()  # in this room, gradients are on only where a backward pass follows
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_q", count) for layer in range(model.cfg.n_layers)]): yield passes

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'PARTS', 'SCHEMA', 'check_saes', 'score_parts', 'sage_score', 'SageReport', 'evaluate']
 
-# %% ../nbs/11_evaluation.ipynb #c8b2e5bc
+# %% ../nbs/11_evaluation.ipynb #79dcb6b2
 import json
 import math
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +22,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .activations import Node, capture
+from .certificate import Criteria, certify
 from .dictionaries import Dictionaries
-from .faithfulness import TEST_1, Stage, faithfulness, fraction_recovered, necessity, set_stage, summarise
+from .faithfulness import TEST_1, faithfulness, fraction_recovered, necessity, summarise
 from .intervals import Estimate, interval
 from .models import model_hash
 from .plots import plot_discovery, plot_faithfulness, to_html
 from .reconstruction import reconstruct
 from .saes import SAESet, load_saes, pca_sae
 from .sections import CrossSections
+from .stage import Stage, set_stage
 from .tasks import Task
 
-# %% ../nbs/11_evaluation.ipynb #b509143c
+# %% ../nbs/11_evaluation.ipynb #90786542
 def _stream(model, prompts, layer) -> Float[Tensor, "token d_model"]:
     "The residual stream before a layer at all tokens up to END, without <bos>, whose activations are of another size in large models."
     x, pos = capture(model, prompts, [Node("resid_pre", layer)])[Node("resid_pre", layer)], torch.arange(prompts.tokens.shape[1])
@@ -59,7 +61,7 @@ def check_saes(
                              "or the model is processed in another way than the one it was trained on")
     return found
 
-# %% ../nbs/11_evaluation.ipynb #ee0407be
+# %% ../nbs/11_evaluation.ipynb #e0129c73
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -79,7 +81,7 @@ def _try_all(stage: Stage, truth: Dictionaries, sets: list[SAESet], scale: str) 
     found[SKYLINE] = faithfulness(stage, {node: truth[node].reconstruct(stage.task.attributes).to(stage.acts[node]) for node in nodes})
     return found | {IDENTITY: torch.stack([clean, ablated, clean, ablated], 1)}
 
-# %% ../nbs/11_evaluation.ipynb #5f070830
+# %% ../nbs/11_evaluation.ipynb #5ed2c9ae
 PARTS = {"fraction recovered": fraction_recovered, "necessity": necessity}
 
 
@@ -97,7 +99,7 @@ def sage_score(
     "Mean over sections of the mean of the parts, in [0, 1]; 1 is best."
     return interval(torch.cat(columns, 1), lambda m: score_parts(m).mean((-1, -2)))
 
-# %% ../nbs/11_evaluation.ipynb #7e6dc6b0
+# %% ../nbs/11_evaluation.ipynb #f5a05823
 SCHEMA = 1
 _COLUMNS = ["sae", "attribute", "section", "site", "position", "test", "metric", "k", "value", "lo", "hi", "n"]
 
@@ -108,7 +110,7 @@ def _finite(value): return None if isinstance(value, float) and not math.isfinit
 @dataclass(frozen=True)
 class SageReport:
     "What was found: a tidy table, a scorecard, and all that is needed to know where they came from."
-    table: pd.DataFrame  # one row per number, columns as in `_COLUMNS`
+    table: pd.DataFrame  # one row per number, columns as in `_COLUMNS`; test 0 is the dictionaries' certificate
     scores: pd.DataFrame  # one row per method: sae, score, lo, hi and the mean parts
     sections: pd.DataFrame  # one row per cross-section, with `counts` and why not
     settings: dict  # model, task, discovery, seeds, versions, hashes
@@ -172,25 +174,22 @@ class SageReport:
         frames = {name: pd.DataFrame(data[name]) for name in ("table", "scores", "sections")}
         return cls(**frames, settings=data["settings"], notes=data["notes"])
 
-# %% ../nbs/11_evaluation.ipynb #338e590f
-def _settings(model, task, sections, truth, sets, scale):
+# %% ../nbs/11_evaluation.ipynb #61f0aa10
+def _settings(model, task, sections, truth, sets, scale, criteria):
     return {
         "model": {"name": str(getattr(model.cfg, "model_name", "own model")), "hash": model_hash(model), "dtype": str(next(model.parameters()).dtype),
                   "class": type(model).__name__, "prepend_bos": bool(model.cfg.default_prepend_bos)},
         "task": {"name": task.name, "prompts": len(task), "held out": int(task.held_out.sum()), **task.notes},
-        "discovery": sections.settings, "dictionaries": truth.method, "saes": [s.name for s in sets],
+        "discovery": sections.settings, "dictionaries": truth.label, "certificate": asdict(criteria), "saes": [s.name for s in sets],
         "projection": {"route": "read", "scale": scale, "pattern": "frozen"},
         "intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
         "versions": {p: version(p) for p in ("torch", "transformer_lens", "sae_lens", "transformers", "numpy")} | {"python": platform.python_version()},
     }
 
 
-def _verdict(skyline: dict[str, Estimate], stage: Stage, min_skyline: float) -> str:
-    "Why a section does not count, or the empty string."
-    if stage.matters.lo <= 0: return "mean ablation does not hurt here: nothing to recover"
-    recovered = skyline["fraction recovered"]
-    if recovered.value < min_skyline or recovered.lo <= 0: return f"the supervised dictionary recovers only {recovered}"
-    return ""
+def _rows(section, sae, test, estimates: dict[str, Estimate]) -> list[dict]:
+    where = dict(attribute=section.attribute, section=section.name, site=section.site, position=section.position)
+    return [dict(sae=sae, **where, test=test, metric=metric, k=None, **e._asdict()) for metric, e in estimates.items()]
 
 
 def evaluate(
@@ -200,7 +199,7 @@ def evaluate(
     truth: Dictionaries,
     saes,  # a `SAESet`, anything that `load_saes` takes, or a list of those
     scale: str = "frozen",  # of the layer norm in the projection: "frozen" or "recomputed"
-    min_skyline: float = 0.5,  # least fraction recovered by the supervised dictionary for a section to count
+    criteria: Criteria = Criteria(),  # what the supervised dictionary must show for a section to count
     batch_size: int = 64,
     progress: bool = True,
 ) -> SageReport:
@@ -218,11 +217,12 @@ def evaluate(
         stage = set_stage(model, task, section, truth, batch_size)
         columns = _try_all(stage, truth, [*twins, *baselines, *sets], scale)
         estimates = {name: summarise(c) for name, c in columns.items()}
-        verdicts.append(_verdict(estimates[SKYLINE], stage, min_skyline))
+        measures = certify(stage, truth, columns[SKYLINE])
+        verdicts.append("; ".join(criteria.failures(measures)))
         for name in columns:
             if not verdicts[-1]: kept.setdefault(name, []).append(columns[name])
-            rows += [dict(sae=name, attribute=section.attribute, section=section.name, site=section.site, position=section.position, test=1,
-                          metric=metric, k=None, value=e.value, lo=e.lo, hi=e.hi, n=e.n) for metric, e in estimates[name].items()]
+            rows += _rows(section, name, 1, estimates[name])
+        rows += _rows(section, SKYLINE, 0, {name: e for name, e in measures.items() if name not in TEST_1})
     if not kept: raise ValueError("no cross-section counts: " + "; ".join(f"{s.name}: {v}" for s, v in zip(sections, verdicts)))
     scores = []
     for name, columns in kept.items():
@@ -232,4 +232,4 @@ def evaluate(
     notes += [f"{name}: mean L0 {mean_l0[name]:.1f}, variance explained " + ", ".join(f"L{layer} {r2:.2f}" for layer, (r2, _) in f.items()) for name, f in figures.items()]
     notes += [f"{s.name} left out of the score: {v}" for s, v in zip(sections, verdicts) if v]
     found = sections.table().assign(section=[s.name for s in sections], counts=[not v for v in verdicts], reason=verdicts)
-    return SageReport(pd.DataFrame(rows, columns=_COLUMNS), pd.DataFrame(scores), found, _settings(model, task, sections, truth, sets, scale), notes, sections)
+    return SageReport(pd.DataFrame(rows, columns=_COLUMNS), pd.DataFrame(scores), found, _settings(model, task, sections, truth, sets, scale, criteria), notes, sections)

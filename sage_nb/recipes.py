@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FEMALE', 'MALE', 'NAMES', 'PLACES', 'OBJECTS', 'NOUNS', 'FACTS', 'LISTS', 'TIMES', 'THINGS', 'EVENTS', 'CENTURIES',
            'YEARS', 'IOI', 'ORDER', 'PRONOUN', 'AGREEMENT', 'CAPITALS', 'SUCCESSOR', 'INDUCTION', 'GREATER_THAN',
-           'RECIPES', 'Example', 'fill', 'Picker', 'Recipe', 'recipe_from_templates']
+           'RECIPES', 'Example', 'fill', 'Picker', 'Recipe', 'recipe_from_templates', 'labels_by_lot']
 
-# %% ../nbs/01_recipes.ipynb #c2461db4
+# %% ../nbs/01_recipes.ipynb #d6778947
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
-# %% ../nbs/01_recipes.ipynb #bf869427
+# %% ../nbs/01_recipes.ipynb #32b7b7b7
 @dataclass(frozen=True)
 class Example:
     "One prompt with what is known about it; `spans` maps each slot to the first character of its word."
@@ -38,7 +38,7 @@ def fill(
             text += slots[slot]
     return Example(text, spans, answer, distractor)
 
-# %% ../nbs/01_recipes.ipynb #9fefeb99
+# %% ../nbs/01_recipes.ipynb #d62fe47a
 FEMALE = tuple("Mary Sarah Anna Emma Lisa Laura Alice Jane Kate Rachel Susan Helen Maria Julia Karen Grace".split())
 MALE = tuple("John Tom James David Paul Mark Peter Jack Adam Simon Daniel Michael Robert Kevin Henry Sam".split())
 NAMES = tuple(name for pair in zip(FEMALE, MALE) for name in pair)
@@ -62,7 +62,7 @@ EVENTS = tuple("war trip project journey strike reign program battle".split())
 CENTURIES = tuple("11 12 13 14 15 16 17 18".split())
 YEARS = tuple(str(year) for year in range(14, 85, 5))
 
-# %% ../nbs/01_recipes.ipynb #3f5b48ac
+# %% ../nbs/01_recipes.ipynb #dad8398f
 @dataclass(frozen=True)
 class Picker:
     "Draws words for the template number `template` from a seeded generator."
@@ -84,7 +84,7 @@ class Picker:
         "One word, whatever the pool."
         return self.rng.choice([w for w in words if w not in exclude])
 
-# %% ../nbs/01_recipes.ipynb #826fcdfc
+# %% ../nbs/01_recipes.ipynb #000b4955
 @dataclass(frozen=True)
 class Recipe:
     "How the prompts of one task are made."
@@ -103,7 +103,7 @@ class Recipe:
     def attributes(self) -> tuple[str, ...]:
         return tuple(self.edits)
 
-# %% ../nbs/01_recipes.ipynb #1bfe0b8f
+# %% ../nbs/01_recipes.ipynb #73f78098
 def _ioi_render(template, v):
     first, second = ("IO", "S1") if v["Pos"] == "ABB" else ("S1", "IO")
     template = template.replace("{A}", "{%s}" % first).replace("{B}", "{%s}" % second)
@@ -147,7 +147,7 @@ IOI = Recipe(
     least=6,
 )
 
-# %% ../nbs/01_recipes.ipynb #4ebc129a
+# %% ../nbs/01_recipes.ipynb #3b823322
 def _neutral_place(v, pick, lex):
     return v | {"place": pick.any(lex["places"], [v["place"]])}
 
@@ -178,7 +178,7 @@ ORDER = Recipe(
     least=6,
 )
 
-# %% ../nbs/01_recipes.ipynb #8a8c57b4
+# %% ../nbs/01_recipes.ipynb #cab8fa88
 def _pronoun_render(template, v):
     who, other = (v["female"], v["male"]) if v["gender"] == "female" else (v["male"], v["female"])
     a, b = (who, other) if v["which"] == "first" else (other, who)
@@ -205,7 +205,7 @@ PRONOUN = Recipe(
     neutral=_neutral_place,
 )
 
-# %% ../nbs/01_recipes.ipynb #5ffc525d
+# %% ../nbs/01_recipes.ipynb #badc0e99
 def _agreement_render(template, v):
     template, singular, plural = template.split("|")
     verbs = (f" {singular}", f" {plural}")
@@ -232,7 +232,7 @@ AGREEMENT = Recipe(
     neutral=lambda v, pick, lex: v | {"noun": pick(lex["nouns"], exclude=[v["noun"], v["near"]])},
 )
 
-# %% ../nbs/01_recipes.ipynb #4a3747dc
+# %% ../nbs/01_recipes.ipynb #75b9446c
 def _capitals_render(template, v):
     fact = {country: {"capital": capital, "language": language} for country, capital, language in FACTS}
     right, wrong = (f" {fact[v[x]][v['relation']]}" for x in ("country", "other"))
@@ -267,7 +267,7 @@ CAPITALS = Recipe(
     least=6,
 )
 
-# %% ../nbs/01_recipes.ipynb #6df1a095
+# %% ../nbs/01_recipes.ipynb #36688651
 def _successor_render(template, v):
     items = next(kind for kind in LISTS if kind[0] == v["kind"])
     return fill(template, v | {"W": items[v["item"] - 1], "X": items[v["item"]]}, f" {items[v['item'] + 1]}", f" {items[v['other']]}")
@@ -301,7 +301,7 @@ SUCCESSOR = Recipe(
     least=2,
 )
 
-# %% ../nbs/01_recipes.ipynb #e4095013
+# %% ../nbs/01_recipes.ipynb #13ad14d8
 def _induction_render(template, v, n=13):
     period, cycle = v["distance"], (v["token"], *v["rest"])
     names = {n - period - 1: "PREV", n - period: "NEXT"}
@@ -328,7 +328,7 @@ INDUCTION = Recipe(
     least=10,
 )
 
-# %% ../nbs/01_recipes.ipynb #8bd0f3e7
+# %% ../nbs/01_recipes.ipynb #628ab727
 def _greater_than_render(template, v):
     return fill(template, v | {"C": v["century"], "C2": v["century"], "YY": v["year"]}, f"{v['late']:02d}", f"{v['early']:02d}")
 
@@ -370,7 +370,7 @@ GREATER_THAN = Recipe(
 
 RECIPES = {r.name: r for r in (IOI, ORDER, PRONOUN, AGREEMENT, CAPITALS, SUCCESSOR, INDUCTION, GREATER_THAN)}
 
-# %% ../nbs/01_recipes.ipynb #0e030527
+# %% ../nbs/01_recipes.ipynb #0328c947
 def recipe_from_templates(
     name: str,
     templates: Sequence[str],  # with `{slot}`s; at least two, so that some can be held out
@@ -409,3 +409,12 @@ def recipe_from_templates(
         edits={slot: other(slot) for slot in attributes}, render=lambda template, v: fill(template, v, answer(entries(v)), v["distractor"]),
         neutral=neutral if len(attributes) < len(slots) else None, least=2,
     )
+
+# %% ../nbs/01_recipes.ipynb #e4d38bba
+def labels_by_lot(recipe: Recipe) -> Recipe:
+    "The same prompts with one attribute, `label`, of which nothing in a prompt depends."
+    if recipe.neutral is None: raise ValueError(f"recipe {recipe.name!r} has no neutral edit: there is nothing to change that should not matter")
+
+    def sample(pick, lex): return recipe.sample(pick, lex) | {"label": pick.any(("heads", "tails"))}
+    def toss(v, pick, lex): return recipe.neutral(v, pick, lex) | {"label": "heads" if v["label"] == "tails" else "tails"}
+    return replace(recipe, name=f"{recipe.name}, labels by lot", sample=sample, edits={"label": toss})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CrossSection', 'CrossSections', 'shortest_prefix', 'find_cross_sections']
 
-# %% ../nbs/04_sections.ipynb #f64f291f
+# %% ../nbs/04_sections.ipynb #6aacfc3f
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from .attribution import NodeScores, all_nodes, attribution_patching
 from .intervals import Estimate, interval
 from .tasks import Task
 
-# %% ../nbs/04_sections.ipynb #c899a827
+# %% ../nbs/04_sections.ipynb #ac5d9a88
 @dataclass(frozen=True)
 class CrossSection:
     "The nodes of one site and position that carry one attribute; effects are shares of the mean clean metric."
@@ -29,12 +29,21 @@ class CrossSection:
     position: str
     nodes: tuple[Node, ...]  # most important first
     scores: tuple[float, ...]  # attribution score of each node
-    effect: Estimate  # of patching the nodes jointly; -1 destroys the metric
-    group_effect: Estimate  # of patching every node of the site at the position
+    curve: dict[int, Estimate]  # joint effect of the first 1, 2, … nodes of the ranking, where it was measured; the last is the whole group
     noise: Estimate  # of the same nodes patched from the neutral counterfactual; 0 where the task has none
 
     @property
     def name(self) -> str: return f"{self.attribute}:{self.site}@{self.position}"
+
+    @property
+    def effect(self) -> Estimate:
+        "Of patching the nodes jointly; -1 destroys the metric."
+        return self.curve[len(self.nodes)]
+
+    @property
+    def group_effect(self) -> Estimate:
+        "Of patching every node of the site at the position."
+        return self.curve[max(self.curve)]
 
     def __str__(self):
         heads = ", ".join(str(node).split(".")[0] for node in self.nodes)
@@ -74,7 +83,7 @@ class CrossSections(Sequence):
             "effect": s.effect.value, "lo": s.effect.lo, "hi": s.effect.hi, "group": s.group_effect.value, "noise": s.noise.value,
         } for s in self.sections])
 
-# %% ../nbs/04_sections.ipynb #95c28c74
+# %% ../nbs/04_sections.ipynb #86293ddd
 def _share(patched, clean) -> Estimate:
     return interval(torch.stack([patched - clean, clean], 1), lambda m: m[..., 0] / m[..., 1])
 
@@ -104,27 +113,43 @@ def shortest_prefix(
     effect,  # function of a list of nodes -> Estimate
     coverage: float = 0.9,  # share of the reach that the prefix must come to
     min_effect: float = 0.1,  # if neither the first node nor all of them have this effect, nothing else is tried
-) -> tuple[tuple[Node, ...], Estimate, Estimate]:
-    "The shortest prefix that comes to `coverage` of the group's reach, its effect, and the effect of the whole group."
+) -> tuple[tuple[Node, ...], dict[int, Estimate]]:  # the prefix, and the effect of each length that was tried
+    "The shortest prefix that comes to `coverage` of the group's reach."
     tried = {k: effect(ranked[:k]) for k in dict.fromkeys((1, len(ranked)))}
-    whole = tried[len(ranked)]
-    if max(abs(e.value) for e in tried.values()) < min_effect: return tuple(ranked), whole, whole
+    if max(abs(e.value) for e in tried.values()) < min_effect: return tuple(ranked), tried
     for k in (2**i for i in range(1, len(ranked).bit_length()) if 2**i < len(ranked)): tried[k] = effect(ranked[:k])
-    high = max(tried, key=lambda k: abs(tried[k].value))
+    high = max(sorted(tried), key=lambda k: abs(tried[k].value))
     target, low = coverage * tried[high].value, 1
     while low < high:
         middle = (low + high) // 2
         if middle not in tried: tried[middle] = effect(ranked[:middle])
         if tried[middle].value / target >= 1: high = middle
         else: low = middle + 1
-    return tuple(ranked[:high]), tried[high], whole
+    return tuple(ranked[:high]), dict(sorted(tried.items()))
 
-# %% ../nbs/04_sections.ipynb #fead297a
+# %% ../nbs/04_sections.ipynb #558f550b
 def _drop_reason(effect, noise, min_effect):
     if abs(effect.value) < min_effect: return f"effect below {min_effect:.0%} of the clean metric"
     if not effect.excludes_zero: return "interval includes 0"
     if abs(effect.value) <= max(abs(noise.lo), abs(noise.hi)): return "not above the noise floor"
     return None
+
+
+def _verify(patcher, neutral, share, group, coverage, min_effect):
+    "Of a group of nodes, those kept, the effects tried, the noise, and the reason why it is no cross-section, or None."
+    ranked = sorted(group, key=lambda node: -abs(share[node]))
+    kept, curve = shortest_prefix(ranked, patcher.effect, coverage, min_effect)
+    effect = curve[len(kept)]
+    noise = neutral.effect(kept) if neutral and abs(effect.value) >= min_effect else Estimate(0.0, 0.0, 0.0, effect.n)
+    return kept, curve, noise, _drop_reason(effect, noise, min_effect)
+
+
+def _able(model, task, min_accuracy, batch_size) -> float:
+    "The accuracy of the model, or an error if it is too low."
+    accuracy = task.check(model, by=(), batch_size=batch_size).accuracy["all"]
+    if accuracy >= min_accuracy: return accuracy
+    raise ValueError(f"the model does task {task.name!r} in {accuracy:.0%} of prompts, less than min_accuracy={min_accuracy:.0%}: "
+                     "there is no circuit to find. Take another model or task, or lower min_accuracy")
 
 
 def find_cross_sections(
@@ -135,7 +160,8 @@ def find_cross_sections(
     coverage: float = 0.9,  # share of the group's reach that the kept nodes must come to, in (0, 1]
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
     min_accuracy: float = 0.75,  # the model must put the answer above the distractor in this share of prompts; 0 lets everything pass
-    steps: int = 1,  # points of the integrated gradients that rank the nodes; 1 is plain attribution patching
+    steps: int = 5,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
+    qk_fix: bool = True,  # score q and k by the slope at the attention pattern
     max_prompts: int = 128,  # training prompts used for the search
     batch_size: int = 64,
     verbose: bool = True,  # print one line per cross-section
@@ -143,31 +169,23 @@ def find_cross_sections(
     "The cross-sections of each attribute, found on the task's training prompts."
     if not 0 < coverage <= 1: raise ValueError(f"coverage={coverage} is not in (0, 1]")
     attributes, sites, used = list(attributes or task.counterfactuals), list(sites), task.train[:max_prompts]
-    accuracy = used.check(model, by=(), batch_size=batch_size).accuracy["all"]
-    if accuracy < min_accuracy:
-        raise ValueError(f"the model does task {task.name!r} in {accuracy:.0%} of prompts, less than min_accuracy={min_accuracy:.0%}: "
-                         "there is no circuit to find. Take another model or task, or lower min_accuracy")
-    settings = dict(sites=sites, coverage=coverage, min_effect=min_effect, steps=steps, max_prompts=max_prompts, accuracy=accuracy, min_accuracy=min_accuracy)
-    nodes = all_nodes(model, task.prompts.positions, sites)
-    found, dropped, scores = [], [], {}
-    groups = [(attribute, site, position) for attribute in attributes for site in sites for position in task.prompts.positions]
-    patcher = None
-    for attribute, site, position in tqdm(groups, desc="cross-sections", disable=not verbose, leave=False):
-        if attribute not in scores:
-            scores[attribute] = attribution_patching(model, used, attribute, nodes, steps, batch_size)
-            patcher = _Patcher.of(model, used, attribute, attribute, nodes, batch_size)
-            neutral = _Patcher.of(model, used, attribute, None, nodes, batch_size) if used.neutral else None
+    settings = dict(sites=sites, coverage=coverage, min_effect=min_effect, steps=steps, qk_fix=qk_fix, max_prompts=max_prompts, min_accuracy=min_accuracy)
+    settings["accuracy"] = _able(model, used, min_accuracy, batch_size)
+    nodes, found, dropped, scores = all_nodes(model, task.prompts.positions, sites), [], [], {}
+    groups = [(site, position) for site in sites for position in task.prompts.positions]
+    bar = tqdm(total=len(attributes) * len(groups), desc="cross-sections", disable=not verbose, leave=False)
+    for attribute in attributes:
+        scores[attribute] = attribution_patching(model, used, attribute, nodes, steps, qk_fix, batch_size)
         share = dict(zip(nodes, scores[attribute].share.tolist()))
-        ranked = sorted((n for n in nodes if (n.site, n.position) == (site, position)), key=lambda n: -abs(share[n]))
-        kept, effect, group = shortest_prefix(ranked, patcher.effect, coverage, min_effect)
-        noise = neutral.effect(kept) if neutral and abs(effect.value) >= min_effect else Estimate(0.0, 0.0, 0.0, effect.n)
-        reason = _drop_reason(effect, noise, min_effect)
-        if reason:
-            dropped.append(dict(attribute=attribute, site=site, position=position, effect=effect.value, lo=effect.lo, hi=effect.hi, reason=reason))
-        else:
-            found.append(CrossSection(attribute, site, position, kept, tuple(share[n] for n in kept), effect, group, noise))
-    order = {a: i for i, a in enumerate(attributes)}
-    found.sort(key=lambda s: (order[s.attribute], -abs(s.effect.value)))
+        patcher, neutral = (_Patcher.of(model, used, attribute, source, nodes, batch_size) if source or used.neutral else None for source in (attribute, None))
+        for site, position in groups:
+            kept, curve, noise, reason = _verify(patcher, neutral, share, [n for n in nodes if (n.site, n.position) == (site, position)], coverage, min_effect)
+            effect = curve[len(kept)]
+            if reason: dropped.append(dict(attribute=attribute, site=site, position=position, effect=effect.value, lo=effect.lo, hi=effect.hi, reason=reason))
+            else: found.append(CrossSection(attribute, site, position, kept, tuple(share[n] for n in kept), curve, noise))
+            bar.update()
+    bar.close()
+    found.sort(key=lambda s: (attributes.index(s.attribute), -abs(s.effect.value)))
     columns = ["attribute", "site", "position", "effect", "lo", "hi", "reason"]
     result = CrossSections(tuple(found), pd.DataFrame(dropped, columns=columns), scores, settings)
     if verbose: print(result)

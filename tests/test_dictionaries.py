@@ -1,4 +1,5 @@
 """Supervised dictionaries, against NumPy's least squares and planted features."""
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,14 @@ from torch.testing import assert_close
 
 import sage_nb.dictionaries as room
 from sage_nb.activations import Node, Prompts, capture
-from sage_nb.dictionaries import _Sums, fit_dictionaries, one_hot, variance_explained
+from sage_nb.dictionaries import METHODS, Dictionaries, _Sums, fit_dictionaries, one_hot, suggest_products, variance_explained, with_products
 
 NODE = Node("z", 0, 0, "END")
+
+
+class Half(SimpleNamespace):
+    "What stands in for the training or the held-out prompts of a task."
+    def __len__(self): return len(self.attributes)
 
 
 def indicators(attributes, values):
@@ -34,15 +40,15 @@ def planted(n, seed, noise=1.0, d=24, sizes=(8, 5), balanced=False):
     return frame(codes), clean(codes) + noise * rng.normal(size=(n, d)), frame(grid), clean(grid)
 
 
-def fit(monkeypatch, attributes, x, method="mse"):
+def fit(monkeypatch, attributes, x, method="mse", **more):
     "Fit through the public call, the rows of x standing in for a model's activations."
     rows = torch.arange(len(x))
-    half = SimpleNamespace(attributes=attributes, prompts=Prompts(rows[:, None], {"END": torch.zeros_like(rows)}))
+    half = Half(attributes=attributes, prompts=Prompts(rows[:, None], {"END": torch.zeros_like(rows)}))
     task = SimpleNamespace(attributes=attributes, train=half, test=half)
 
     def rows_of_x(model, prompts, nodes, batch_size): return {n: torch.tensor(x)[prompts.tokens[:, 0]] for n in nodes}
     monkeypatch.setattr(room, "capture", rows_of_x)
-    return fit_dictionaries(None, task, [NODE], method)[NODE]
+    return fit_dictionaries(None, task, [NODE], method, **more)[NODE]
 
 
 @pytest.mark.parametrize("correlated", [False, True])
@@ -89,15 +95,16 @@ def test_mean_and_mse_agree_exactly_where_attributes_are_independent(monkeypatch
     assert (mean - mse).abs().max() > 0.5, "where one attribute determines the other, means count the shared part twice"
 
 
-@given(cuts=st.lists(st.integers(0, 200), max_size=6), method=st.sampled_from(["mean", "mse"]))
+@given(cuts=st.lists(st.integers(0, 200), max_size=6), method=st.sampled_from(METHODS))
 def test_streaming_in_any_batches_gives_the_same(cuts, method):
     attributes, x, _, _ = planted(200, 4)
-    x, values = torch.tensor(x), {a: sorted(attributes[a].unique()) for a in attributes}
-    whole, parts = _Sums(values), _Sums(values)
-    whole.add(attributes, x)
+    x, made = torch.tensor(x), with_products(attributes, [("A", "B")])
+    values = {a: sorted(made[a].unique()) for a in made}
+    whole, parts = (_Sums(values, {"A×B": ("A", "B")}) for _ in range(2))
+    whole.add(attributes, {NODE: x})
     edges = [0, *sorted(cuts), 200]
-    for start, stop in zip(edges, edges[1:]): parts.add(attributes[start:stop], x[start:stop])
-    for ours, theirs in zip(parts.solve(method), whole.solve(method)): assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    for start, stop in zip(edges, edges[1:]): parts.add(attributes[start:stop], {NODE: x[start:stop]})
+    for ours, theirs in zip(parts.solve(NODE, method), whole.solve(NODE, method)): assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
 def test_error_of_a_planted_dictionary_falls_like_one_over_root_n(monkeypatch):
@@ -141,9 +148,156 @@ def test_a_value_that_was_never_seen_is_an_error(monkeypatch):
 
 def test_fitting_refuses_what_it_cannot_do(monkeypatch, model, task):
     attributes, x, _, _ = planted(100, 7)
-    with pytest.raises(ValueError, match="method 'median' is not one of mean, mse"):
+    with pytest.raises(ValueError, match="method 'median' is not one of mean, weighted, mse"):
         fit(monkeypatch, attributes, x, "median")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="there are no nodes to fit"): fit_dictionaries(model, task, [])
     truth = fit_dictionaries(model, task, [NODE])
     with pytest.raises(ValueError, match="node L1H0.z@END has no dictionary"): truth[Node("z", 1, 0, "END")]
+
+
+# Weights, products, edits and readings, each against a slow plain form
+
+def design(attributes, products=()):
+    "Columns of values and of combinations that occur, by comparison."
+    columns = {a: [(v, (attributes[a] == v).to_numpy(float)) for v in sorted(attributes[a].unique())] for a in attributes}
+    for a, b in products:
+        pairs = sorted(set(zip(attributes[a], attributes[b])))
+        columns[f"{a}×{b}"] = [(f"{v}×{w}", ((attributes[a] == v) & (attributes[b] == w)).to_numpy(float)) for v, w in pairs]
+    return columns
+
+
+def correlated(n, seed, **more):
+    attributes, x, grid, clean = planted(n, seed, **more)
+    attributes.loc[::3, "B"] = "B" + attributes.A.str[1].astype(int).mod(5).astype(str)
+    return attributes, x, grid, clean
+
+
+@pytest.mark.parametrize("products", [(), (("A", "B"),)])
+def test_weights_equal_a_least_squares_fit_of_one_number_per_attribute(monkeypatch, products):
+    attributes, x, _, _ = correlated(300, 8)
+    found = fit(monkeypatch, attributes, x, "weighted", products=products)
+    X, columns = x - x.mean(0), {}
+    for name, rows in design(attributes, products).items():
+        total = np.zeros_like(X)
+        for _, mask in rows: total += np.outer(mask, X[mask > 0].mean(0))
+        columns[name] = total
+    for a, b in products: columns[f"{a}×{b}"] -= columns[a] + columns[b]
+    solution, *_ = np.linalg.lstsq(np.stack([c.ravel() for c in columns.values()], 1), X.ravel(), rcond=None)
+    assert list(found.weights) == list(columns)
+    assert list(found.weights.values()) == pytest.approx(solution, rel=1e-8)
+    expected = x.mean(0) + sum(w * c for w, c in zip(solution, columns.values()))
+    assert_close(found.reconstruct(attributes), torch.from_numpy(expected), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [3, 24])
+def test_mse_with_products_is_least_squares_with_the_smallest_product_vectors(monkeypatch, d):
+    attributes, x, _, _ = correlated(250, 9, d=d)
+    attributes["C"] = np.random.default_rng(1).choice(["C0", "C1"], 250)
+    products = [("A", "B"), ("B", "C")]
+    found, columns = fit(monkeypatch, attributes, x, products=products), design(attributes, products)
+    C = np.stack([mask for rows in columns.values() for _, mask in rows], 1)
+    best = C @ np.linalg.lstsq(C, x - x.mean(0), rcond=None)[0]
+    assert_close(found.read(attributes), torch.from_numpy(best), rtol=1e-7, atol=1e-8)
+    assert {n: len(v) for n, v in columns.items()} == {n: len(v) for n, v in found.values.items()}
+    # of all least-squares solutions, the product vectors of least norm: those of the residuals of the product columns
+    singles, rest = (np.stack([mask for n, rows in columns.items() if ("×" in n) == product for _, mask in rows], 1) for product in (False, True))
+    residual = rest - singles @ np.linalg.lstsq(singles, rest, rcond=None)[0]
+    expected, *_ = np.linalg.lstsq(residual, x - x.mean(0), rcond=1e-10)
+    assert_close(torch.cat([v for n, v in found.vectors.items() if "×" in n]), torch.from_numpy(expected), rtol=1e-7, atol=1e-8)
+
+
+def test_an_additive_combination_is_the_sum_of_its_attributes(monkeypatch):
+    attributes, x, grid, clean = planted(400, 10, noise=0.0)
+    absent = (attributes.A == "A3") & (attributes.B == "B2")
+    kept, rows = attributes[~absent].reset_index(drop=True), x[~absent.to_numpy()]
+    with pytest.raises(ValueError, match="value 'A3×B2' of attribute 'A×B' was not in the training prompts.*unseen='additive'"):
+        fit(monkeypatch, kept, rows, products=[("A", "B")]).reconstruct(grid)
+    found = fit(monkeypatch, kept, rows, products=[("A", "B")], unseen="additive")
+    assert_close(found.reconstruct(grid), torch.from_numpy(clean), rtol=1e-8, atol=1e-8)  # the truth is additive
+    new = (grid.A == "A3") & (grid.B == "B2")
+    assert found.combined(grid).tolist() == (~new).tolist() and found.knows(grid).all()
+    strict = fit(monkeypatch, kept, rows, products=[("A", "B")])
+    assert strict.knows(grid).tolist() == (~new).tolist()
+    assert strict.knows(grid.replace({"A": {"A0": "A99"}})).sum() == ((grid.A != "A0") & ~new).sum()
+
+
+@given(seed=st.integers(0, 10), method=st.sampled_from(METHODS), product=st.booleans())
+def test_an_edit_changes_the_reconstruction_of_the_old_row_into_that_of_the_new(seed, method, product):
+    with pytest.MonkeyPatch.context() as patch:
+        attributes, x, grid, _ = planted(400, seed, balanced=True)
+        found = fit(patch, attributes, x, method, products=[("A", "B")] if product else ())
+    rng = np.random.default_rng(seed)
+    new = rng.choice(found.values["A"], len(grid)).tolist()
+    noise = torch.from_numpy(rng.normal(size=(len(grid), 24)))
+    edited = found.edit(found.reconstruct(grid) + noise, "A", grid, new)
+    assert_close(edited, found.reconstruct(grid.assign(A=new)) + noise, rtol=1e-9, atol=1e-9)
+    assert_close(found.edit(edited, "A", grid.assign(A=new), grid.A), found.reconstruct(grid) + noise, rtol=1e-9, atol=1e-9)
+    for i in range(len(grid)):  # one vector out, one in, and the products along
+        change = [(n, old, now) for n, old, now in (("A", grid.A[i], new[i]), ("A×B", f"{grid.A[i]}×{grid.B[i]}", f"{new[i]}×{grid.B[i]}")) if n in found.vectors]
+        plain = sum(found.weights[n] * (found.vectors[n][found.values[n].index(now)] - found.vectors[n][found.values[n].index(old)]) for n, old, now in change)
+        assert_close(edited[i] - found.reconstruct(grid)[i] - noise[i], plain, rtol=1e-9, atol=1e-9)
+
+
+def test_reading_equals_a_plain_search_and_does_not_depend_on_shared_constants(monkeypatch):
+    attributes, x, _, _ = correlated(300, 11)
+    found, test = fit(monkeypatch, attributes, x), torch.from_numpy(planted(50, 12)[1])
+    for a, values in found.values.items():
+        counts = [int((attributes[a] == v).sum()) for v in values]
+        average = sum(c * u for c, u in zip(counts, found.vectors[a])) / sum(counts)
+        expected = [values[min(range(len(values)), key=lambda j: (row - found.mean - found.vectors[a][j] + average).norm())] for row in test]
+        assert found.nearest(test, a) == expected
+    shifted = replace(found, vectors=found.vectors | {"A": found.vectors["A"] + 5})
+    assert shifted.nearest(test, "A") == found.nearest(test, "A")
+    together = Dictionaries("mse", {NODE: found, NODE._replace(layer=1): shifted}, pd.DataFrame())
+    assert together.nearest({NODE: test, NODE._replace(layer=1): test}, "A") == found.nearest(test, "A")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_attribute_of_one_value_adds_nothing(monkeypatch, method):
+    attributes, x, _, _ = planted(200, 13)
+    plain, more = fit(monkeypatch, attributes, x, method), fit(monkeypatch, attributes.assign(C="C0"), x, method)
+    assert_close(more.reconstruct(attributes.assign(C="C0")), plain.reconstruct(attributes), rtol=1e-8, atol=1e-9)
+    if method == "weighted": assert more.weights["C"] == pytest.approx(0, abs=1e-9)
+    assert more.nearest(torch.from_numpy(x), "C") == ["C0"] * 200
+    alone = fit(monkeypatch, attributes[["A"]].assign(A="A0"), x, method)
+    assert_close(alone.reconstruct(attributes.assign(A="A0")), torch.from_numpy(x.mean(0)).expand(200, -1), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_dimensions_and_more_values_than_prompts(monkeypatch, method):
+    attributes, x, _, _ = planted(12, 14, d=300, sizes=(40, 30))
+    found = fit(monkeypatch, attributes, x, method)
+    C = indicators(attributes, found.values)
+    assert C.shape[1] > 12 and np.linalg.matrix_rank(C) <= 12
+    assert found.reconstruct(attributes).isfinite().all()
+    if method == "mse": assert_close(found.read(attributes), torch.from_numpy(C @ np.linalg.lstsq(C, x - x.mean(0), rcond=None)[0]), rtol=1e-7, atol=1e-8)
+
+
+def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatch):
+    rng, features = np.random.default_rng(0), np.random.default_rng(1)
+    attributes = pd.DataFrame({a: [f"{a}{i}" for i in rng.integers(4, size=600)] for a in "ABC"})
+    codes = {a: attributes[a].str[1].astype(int).to_numpy() for a in "ABC"}
+    x = sum(features.normal(size=(4, 16))[codes[a]] for a in "ABC") + 0.5 * rng.normal(size=(600, 16))
+    interaction = features.normal(size=(4, 4, 16))[codes["A"], codes["B"]]
+    other = NODE._replace(layer=1)
+    acts, rows = {NODE: x + interaction, other: x}, torch.arange(600)
+    half = Half(attributes=attributes, prompts=Prompts(rows[:, None], {"END": torch.zeros_like(rows)}))
+    task = SimpleNamespace(attributes=attributes, train=half, test=half)
+    monkeypatch.setattr(room, "capture", lambda model, prompts, nodes, batch_size: {n: torch.tensor(acts[n])[prompts.tokens[:, 0]] for n in nodes})
+    found = suggest_products(None, task, [NODE, other])
+    assert found[found.chosen][["node", "product"]].values.tolist() == [[str(NODE), "A×B"]]
+    gain = found.set_index(["node", "product"]).gain[str(NODE), "A×B"]
+    folds = [np.arange(600) % 5 == i for i in range(5)]  # the same by refitting on the rows of all other folds
+
+    def r2(products, held):
+        columns = np.stack([mask for cs in design(attributes, products).values() for _, mask in cs], 1)
+        y, mean = acts[NODE], acts[NODE][~held].mean(0)
+        u = np.linalg.lstsq(columns[~held], y[~held] - mean, rcond=None)[0]
+        return 1 - ((y[held] - mean - columns[held] @ u) ** 2).sum() / ((y[held] - mean) ** 2).sum()
+    assert gain == pytest.approx(np.mean([r2([("A", "B")], f) - r2([], f) for f in folds]), rel=1e-6)
+    fitted = fit_dictionaries(None, task, [NODE, other], products="auto", unseen="additive")
+    assert list(fitted[NODE].products) == ["A×B"] and not fitted[other].products and fitted.label == "mse + A×B"
+    for wrong, message in ((dict(products="auto"), "unseen='additive'"), (dict(products="all", unseen="additive"), "'all'"),
+                           (dict(unseen="guess"), "unseen='guess'"), (dict(products=[("A", "D")]), r"\('A', 'D'\)"), (dict(products=[("A",)]), r"\('A',\)")):
+        with pytest.raises(ValueError, match=message): fit_dictionaries(None, task, [NODE], **wrong)

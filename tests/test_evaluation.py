@@ -11,14 +11,16 @@ from sklearn.decomposition import PCA
 from transformers import GPT2LMHeadModel
 
 from sage_nb.activations import Node, capture
+from sage_nb.certificate import Criteria, certificate
 from sage_nb.dictionaries import fit_dictionaries
 from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, SageReport, check_saes, evaluate, score_parts
-from sage_nb.faithfulness import TEST_1, faithfulness, set_stage
+from sage_nb.faithfulness import TEST_1, faithfulness
 from sage_nb.intervals import interval, resample_counts
 from sage_nb.models import EMBEDDED
 from sage_nb.plots import to_html
 from sage_nb.reconstruction import reconstruct
 from sage_nb.saes import SAESet, SparseSAE, load_saes
+from sage_nb.stage import set_stage
 
 KINDS = ("topk", "standard")
 
@@ -120,7 +122,7 @@ def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values
         clean, ablated, put_in, left_out = (sum(c) / len(c) for c in runs.T.tolist())
         expected = {"sufficiency": put_in / clean, "fraction recovered": (put_in - ablated) / (clean - ablated),
                     "necessity": 1 - abs(ablated - left_out) / abs(ablated - clean)}
-        rows = report.table[report.table.sae == name].set_index("metric")
+        rows = report.table[(report.table.sae == name) & (report.table.test == 1)].set_index("metric")
         assert dict(rows.value) == pytest.approx(expected, abs=1e-5)
         resampled = (resample_counts(len(runs)) @ runs / len(runs)).numpy()
         recovered = (resampled[:, 2] - resampled[:, 1]) / (resampled[:, 0] - resampled[:, 1])
@@ -129,6 +131,15 @@ def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values
         assert (rows.n == len(part.test)).all()
         score = np.mean([min(max(expected[m], 0), 1) for m in ("fraction recovered", "necessity")])
         assert report.scorecard().score[name] == pytest.approx(score, abs=1e-5)
+
+
+def test_the_report_holds_the_certificate_and_counts_by_it(report, model, part, io_sections, truth):
+    alone, rows = certificate(model, part, io_sections, truth, probes=False), report.table[report.table.test == 0]
+    assert set(rows.sae) == {SKYLINE}
+    for row in rows.itertuples(): assert alone.measures[row.section][row.metric][:3] == (row.value, row.lo, row.hi)
+    together = report.table[(report.table.sae == SKYLINE)].groupby("section").metric.agg(set).to_dict()
+    assert together == {name: set(measures) for name, measures in alone.measures.items()}
+    assert set(report.sections.section[report.sections.counts]) == set(alone.passed)
 
 
 def test_floor_and_identity_are_0_and_1_everywhere(report):
@@ -251,8 +262,8 @@ def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
 def test_wrong_requests_say_what_is_wrong(model, part, sections, values, truth, trained, tmp_path):
     with pytest.raises(ValueError, match="there is no cross-section to evaluate on: Pos +no cross-section: largest"):
         evaluate(model, part, replace(sections, sections=(), scores={"Pos": sections.scores["Pos"]}), truth, trained)
-    with pytest.raises(ValueError, match="no cross-section counts: IO:v@IO: the supervised dictionary recovers only"):
-        evaluate(model, part, values, truth, trained, min_skyline=2, progress=False)
+    with pytest.raises(ValueError, match="no cross-section counts: IO:v@IO: fraction recovered .* is not within 0 of 1"):
+        evaluate(model, part, values, truth, trained, criteria=Criteria(tolerance=0), progress=False)
     with pytest.raises(ValueError, match="no SAE of the residual stream before layer"):
         evaluate(model, part, values, truth, [perfect(0)], progress=False)
     with pytest.raises(FileNotFoundError, match="report.json is missing"): SageReport.load(tmp_path)
@@ -268,10 +279,13 @@ def test_an_empty_list_of_saes_is_refused(model, part, values, truth):
 # Reports
 
 @pytest.fixture(scope="module")
-def hostile(model, part, values, truth):
+def hostile(model, part, values):
     "A report in which every name that a user can choose is an attack on the page."
-    task = replace(part, name="<script>alert('task')</script>")
-    section, scores = replace(values[0], attribute="<b onclick=alert(1)>IO"), values.scores["IO"]
+    attack = "<b onclick=alert(1)>IO"
+    edits = {attack if a == "IO" else a: c for a, c in part.counterfactuals.items()}
+    task = replace(part, name="<script>alert('task')</script>", attributes=part.attributes.rename(columns={"IO": attack}), counterfactuals=edits)
+    section, scores = replace(values[0], attribute=attack), values.scores["IO"]
+    truth = fit_dictionaries(model, task, [section])
     saes = load_saes([perfect(layer) for layer in range(4)], "<img src=x onerror=alert(1)>")
     found = replace(values, sections=(section,), scores={section.attribute: scores})
     return evaluate(model, task, found, truth, saes, progress=False)

@@ -1,19 +1,27 @@
-"""A residual-stream SAE at q, k, v and z: parts that sum to the truth, against plain loops and real runs."""
+"""A residual-stream SAE at the sublayers: parts that sum to the truth, against plain loops and real runs."""
 import copy
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import RANDOM
+from sae_kinds import KINDS, random_set
+from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sage_nb.activations import HEAD_SITES, Node, capture
+from sage_nb.activations import HEAD_SITES, Node, capture, hooked
 from sage_nb.attribution import all_nodes
-from sage_nb.models import EMBEDDED
-from sage_nb.reconstruction import decompose, reconstruct
-from sage_nb.saes import SAESet, SparseSAE
+from sage_nb.models import EMBEDDED, load_model
+from sage_nb.reconstruction import Norm, Reader, decompose, reconstruct, route_taken
+from sage_nb.saes import FORMED, SAESet, SparseSAE, from_sae_lens, load_saes
 from sage_nb.tasks import load_task
 
 POSITIONS = ("IO", "S2", "END")
+ZOO = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
 
 
 def random_saes(d_model=128, d_sae=200, layers=4):
@@ -26,7 +34,7 @@ def random_saes(d_model=128, d_sae=200, layers=4):
         W_enc, b_enc = draw(d_model, d_sae) / d_model**0.5, draw(d_sae)
         W_dec, b_dec = 0.3 * draw(d_sae, d_model), 0.2 + 0.1 * draw(d_model)
         return SparseSAE(Node("resid_pre", layer), W_dec, b_dec, lambda x: (x @ W_enc + b_enc - 2).relu(), "random")
-    return SAESet("random", {Node("resid_pre", layer): sae(layer) for layer in range(layers)})
+    return SAESet("random", {Node("resid_pre", layer): sae(layer) for layer in range(layers + 1)})
 
 
 def largest_relative_error(model, prompts, saes, nodes):
@@ -61,6 +69,50 @@ def test_parts_sum_to_the_truth_where_weights_are_folded_and_centred(random_mode
     task = load_task("ioi", folded, n=24)[:9]
     worst = largest_relative_error(folded, task.prompts, random_saes(), all_nodes(folded, ["IO", "END"]))
     assert max(worst.values()) <= 1e-5, worst
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_parts_sum_to_the_truth_where_a_bridge_folds_its_norms(name):
+    model, kind = load_model(name), {"tiny-gpt2": "topk", "tiny-pythia": "batchtopk", "tiny-gemma": "jumprelu"}
+    prompts, nodes = load_task("ioi", model, n=24)[:4].prompts, [Node.parse(n) for n in NODES]
+    gamma = Norm.of(model, 1).gamma
+    model.enable_compatibility_mode()
+    assert not torch.allclose(gamma, torch.ones(128))
+    assert_close(Norm.of(model, 1).gamma, torch.ones(128))
+    for node, true in capture(model, prompts, nodes).items():
+        parts = decompose(model, prompts, node, load_saes(f"{name}-res-{kind[name]}"))
+        assert ((parts.reconstruction + parts.error - true).norm() / true.norm()).item() <= 1e-5
+
+
+NODES = ("L1H1.q@END", "L1H1.k@S2", "L1H1.v@IO", "L1H3.z@END", "L1.attn_out@S2", "L1.mlp_out@END")
+PLACES = {"stream": ("resid_pre", "resid_post"), "middle": ("resid_pre", "resid_mid", "resid_post"), "site": ("z", "attn_out", "mlp_out")}
+
+
+@pytest.fixture(scope="module")
+def every_model(random_models): return random_models | {name: load_model(name) for name in ZOO}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", [*ZOO, *RANDOM])
+def test_parts_sum_to_the_truth_for_every_kind_of_sae_at_every_site(every_model, family, kind):
+    model = every_model[family]
+    prompts = load_task("ioi", model, n=24)[:4].prompts
+    nodes, routes = [Node.parse(n) for n in NODES], set()
+    true = capture(model, prompts, nodes)
+    for where, sites in PLACES.items():
+        places = [Node(site, 1) for site in sites if Node(site, 1).hook in model.hook_dict]
+        saes = random_set(kind, capture(model, prompts, places))
+        for route, here in (("read", nodes if where != "site" else nodes[3:]), ("write", nodes[3:] if where != "site" else [])):
+            rebuilt = reconstruct(model, prompts, here, saes, route=route)
+            for node in here:
+                parts = decompose(model, prompts, node, saes, route=route)
+                off = parts.latents.sum(1) + parts.bias + parts.error - true[node]
+                relative = (off.norm() / true[node].norm()).item()
+                assert relative <= 1e-5, f"{where} {parts.route} {node}: {relative:.1e}"
+                assert kind in ("identity", "pca") or parts.error.norm() > 0.05 * true[node].norm(), f"{node}: the SAE is perfect"
+                assert_close(rebuilt[node], parts.reconstruction, rtol=1e-3, atol=1e-3)
+                routes.add(parts.route)
+    assert routes == {"read", "write", "difference", "direct"}
 
 
 # Plain loops, from transformers' weights and a cache
@@ -122,27 +174,137 @@ def test_each_latents_part_equals_a_plain_loop(random_models, hf_models, family,
         assert not got[at + 1 :].any(), "a token after END contributes"
 
 
+def output_weights(family, hf, layer):
+    "W_O (head, d_head, d_model), its bias, and the weights of the norm behind attention, or None."
+    if family == "gpt2":
+        proj = hf.transformer.h[layer].attn.c_proj
+        return proj.weight.reshape(4, 32, 128), proj.bias, None
+    if family == "pythia":
+        dense = hf.gpt_neox.layers[layer].attention.dense
+        return dense.weight.T.reshape(4, 32, 128), dense.bias, None
+    block = hf.model.layers[layer]
+    return block.self_attn.o_proj.weight.T.reshape(4, 32, 128), torch.zeros(128), 1 + block.post_attention_layernorm.weight
+
+
+def behind(write, full, post, eps):
+    "A part of what attention writes, behind the norm whose scale the full write sets."
+    return write if post is None else post * write / (full.square().mean() + eps).sqrt()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia", "gemma"])
+def test_parts_of_attn_out_equal_a_plain_loop_over_heads_and_tokens(random_models, hf_models, family):
+    model, sae = random_models[family], random_saes().before(2)
+    prompts = load_task("ioi", model, n=24)[:2].prompts
+    W_O, b_O, post = output_weights(family, hf_models[family], 2)
+    parts = decompose(model, prompts, Node("attn_out", 2, None, "END"), sae)
+    for p in range(len(prompts)):
+        _, cache = model.run_with_cache(prompts.tokens[p : p + 1])
+        at, n = prompts.index("END")[p].item(), prompts.tokens.shape[1]
+        full = sum(cache["blocks.2.attn.hook_z"][0, at, h] @ W_O[h] for h in range(4)) + b_O
+        expected, bias = torch.zeros(n, sae.d_sae, 128), behind(b_O, full, post, model.cfg.eps)
+        for h in range(4):
+            read = weights(family, hf_models[family], "v", 2, h)
+            latents, head_bias = plain_parts(cache, Node("z", 2, h, "END"), at, sae, *read, model.cfg.eps)
+            for key, value in latents.items(): expected[key] += behind(value @ W_O[h], full, post, model.cfg.eps)
+            bias = bias + behind(head_bias @ W_O[h], full, post, model.cfg.eps)
+        active, got = parts.latents.shape[1] // n, torch.zeros(n, sae.d_sae, 128)
+        for j, (i, value) in enumerate(zip(parts.indices[p], parts.latents[p])): got[j // active, i] += value
+        assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        assert_close(parts.bias[p], bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia", "gemma"])
+def test_mlp_out_is_the_difference_of_the_streams(random_models, family):
+    model, saes, node = random_models[family], random_saes(), Node("mlp_out", 2, None, "END")
+    prompts = load_task("ioi", model, n=24)[:5].prompts
+    pre, post, mid = (Node(site, 2, None, "END") for site in ("resid_pre", "resid_post", "resid_mid"))
+    x = capture(model, prompts, [pre, post])
+    attn = reconstruct(model, prompts, [Node("attn_out", 2, None, "END")], saes).popitem()[1]
+    expected = saes.before(3).reconstruct(x[post]) - saes.before(2).reconstruct(x[pre]) - attn
+    assert_close(reconstruct(model, prompts, [node], saes)[node], expected, rtol=1e-4, atol=1e-4)
+    parts = decompose(model, prompts, node, saes)
+    assert parts.route == "difference" and parts.saes == (Node("resid_pre", 3), Node("resid_pre", 2), Node("resid_pre", 2))
+    if family == "pythia": return
+    middle = SAESet("middle", saes.saes | {mid._replace(position=None): saes.before(1)})
+    expected = saes.before(3).reconstruct(x[post]) - saes.before(1).reconstruct(capture(model, prompts, [mid])[mid])
+    assert_close(reconstruct(model, prompts, [node], middle)[node], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia", "gemma"])
+def test_write_side_equals_least_squares_prompt_by_prompt(random_models, hf_models, family):
+    model, saes = random_models[family], random_saes()
+    prompts = load_task("ioi", model, n=24)[:5].prompts
+    nodes = [Node("z", 2, 1, "END"), Node("attn_out", 2, None, "END"), Node("mlp_out", 2, None, "END")]
+    post = Node("resid_post", 2, None, "END")
+    true, got = capture(model, prompts, [*nodes, post]), reconstruct(model, prompts, nodes, saes, route="write")
+    W_O, _, gamma = output_weights(family, hf_models[family], 2)
+    W = W_O[1] if gamma is None else W_O[1] * gamma
+    for p in range(len(prompts)):
+        active = saes.before(3).dense_encode(true[post][p]) != 0
+        D = saes.before(3).W_dec[active].double()
+        assert 5 < len(D) < 100
+        def onto(u): return torch.linalg.lstsq(D.T, u.double()[:, None]).solution[:, 0] @ D
+        z = torch.linalg.lstsq(W.double().T, onto(true[nodes[0]][p] @ W)[:, None]).solution[:, 0]
+        assert_close(got[nodes[0]][p], z.float(), rtol=1e-3, atol=1e-4)
+        for node in nodes[1:]: assert_close(got[node][p], onto(true[node][p]).float(), rtol=1e-3, atol=1e-4)
+
+
+def test_sae_at_z_equals_a_run_of_sae_lens_on_all_heads(model, task):
+    from sae_lens import SAE
+    saes, prompts = load_saes("tiny-gpt2-z-topk"), task.prompts[:20]
+    theirs = SAE.load_from_disk(str(EMBEDDED / "saes" / "tiny-gpt2-z-topk" / "blocks.2.attn.hook_z"), dtype="float32")
+    nodes = [Node("z", 2, head, "END") for head in range(4)]
+    z = torch.stack(list(capture(model, prompts, nodes).values()), 1)
+    with torch.no_grad(): expected = theirs.decode(theirs.encode(z.flatten(1))).unflatten(1, (4, 32))
+    assert_close(torch.stack(list(reconstruct(model, prompts, nodes, saes).values()), 1), expected, rtol=1e-4, atol=1e-5)
+    assert {route_taken(node, saes) for node in nodes} == {"direct"}
+
+
 # Real runs
 
-def run_with_reconstruction(model, prompts, node, saes, hold):
-    "The activation at a node when the stream before its layer is the SAE's, and the hooks in `hold` keep their values."
-    tokens, stream = prompts.tokens, f"blocks.{node.layer}.hook_resid_pre"
+def run_with(model, prompts, node, put, hold=()):
+    "The activation at a node when hooks are given other values, and the hooks in `hold` keep theirs."
+    tokens, found = prompts.tokens, []
     _, cache = model.run_with_cache(tokens)
-    x_hat, found = saes.before(node.layer).reconstruct(cache[stream]), []
-    hooks = [(stream, lambda x, hook: x_hat)] + [(h, lambda x, hook, h=h: cache[h]) for h in hold]
-    model.run_with_hooks(tokens, fwd_hooks=[*hooks, (node.hook, lambda x, hook: found.append(x.clone()))])
-    return found[0][torch.arange(len(tokens)), prompts.index(node.position), node.head]
+    hooks = [(hook, lambda x, v=value: v) for hook, value in put.items()] + [(h, lambda x, h=h: cache[h]) for h in hold]
+    with torch.no_grad(), hooked(model, [*hooks, (node.hook, lambda x: found.append(x.clone()))]): model(tokens)
+    at = found[0][torch.arange(len(tokens)), prompts.index(node.position)]
+    return at if node.head is None else at[:, node.head]
+
+
+def stream_and_reconstruction(model, prompts, saes):
+    x = capture(model, prompts, [Node("resid_pre", 2)])[Node("resid_pre", 2)]
+    return x, saes.before(2).reconstruct(x)
 
 
 @pytest.mark.parametrize("site", HEAD_SITES)
-def test_reconstruction_with_recomputed_scale_equals_a_run_on_the_reconstructed_stream(random_model, site):
+def test_recomputed_scale_equals_a_run_on_the_reconstructed_stream(random_model, site):
     prompts, node, saes = load_task("ioi", random_model, n=24)[:9].prompts, Node(site, 2, 1, "END"), random_saes()
-    hold = ["blocks.2.attn.hook_pattern"] if site == "z" else []
-    real = run_with_reconstruction(random_model, prompts, node, saes, hold)
+    put = {"blocks.2.hook_resid_pre": stream_and_reconstruction(random_model, prompts, saes)[1]}
+    real = run_with(random_model, prompts, node, put, ["blocks.2.attn.hook_pattern"] if site == "z" else [])
     recomputed, frozen = (reconstruct(random_model, prompts, [node], saes, scale, 4)[node]
                           for scale in ("recomputed", "frozen"))
     assert_close(recomputed, real, rtol=1e-4, atol=1e-5)
     assert (frozen - real).abs().max() > 0.01, "both scales give the same: the test shows nothing"
+
+
+@pytest.mark.parametrize("node", [Node("z", 2, 1, "END"), Node("z", 2, 2, "S2"), Node("attn_out", 2, None, "END")])
+def test_recomputed_pattern_equals_a_run_on_the_reconstructed_stream(random_model, node):
+    prompts, saes = load_task("ioi", random_model, n=24)[:9].prompts, random_saes()
+    put = {"blocks.2.hook_resid_pre": stream_and_reconstruction(random_model, prompts, saes)[1]}
+    real = run_with(random_model, prompts, node, put)
+    recomputed, frozen = (reconstruct(random_model, prompts, [node], saes, "recomputed", 4, pattern)[node] for pattern in ("recomputed", "frozen"))
+    assert_close(recomputed, real, rtol=1e-4, atol=1e-5)
+    assert (frozen - real).abs().max() > 1e-3, "both patterns give the same: the test shows nothing"
+
+
+def test_recomputed_pattern_with_frozen_scale_equals_a_run_on_projected_queries_keys_and_values(random_model):
+    prompts, saes, node = load_task("ioi", random_model, n=24)[:9].prompts, random_saes(), Node("z", 2, 1, "END")
+    x, x_hat = stream_and_reconstruction(random_model, prompts, saes)
+    scale = Norm.of(random_model, 2).scale(x)
+    put = {Node(site, 2).hook: Reader.of(random_model, site, 2)(x_hat, scale) for site in "qkv"}
+    assert_close(reconstruct(random_model, prompts, [node], saes, "frozen", 4, "recomputed")[node],
+                 run_with(random_model, prompts, node, put), rtol=1e-4, atol=1e-5)
 
 
 def test_reconstruction_with_frozen_scale_is_everything_but_the_error(random_model):
@@ -154,16 +316,66 @@ def test_reconstruction_with_frozen_scale_is_everything_but_the_error(random_mod
         assert_close(value + parts.error, capture(random_model, prompts, [node])[node], rtol=1e-4, atol=1e-5)
 
 
+def test_one_entry_per_latent_keeps_the_sum(random_model):
+    prompts, saes = load_task("ioi", random_model, n=24)[:5].prompts, random_saes()
+    for node in (Node("z", 2, 1, "END"), Node("mlp_out", 2, None, "END")):
+        parts = decompose(random_model, prompts, node, saes, batch_size=2)
+        merged = parts.by_latent()
+        assert merged.latents.shape[1] < parts.latents.shape[1]
+        for p in range(len(prompts)):
+            expected = {}
+            for o, i, value in zip(parts.origin[p].tolist(), parts.indices[p].tolist(), parts.latents[p]):
+                if value.any(): expected[o, i] = expected.get((o, i), 0) + value
+            got = {(o, i): v for o, i, v in zip(merged.origin[p].tolist(), merged.indices[p].tolist(), merged.latents[p]) if v.any()}
+            assert got.keys() == expected.keys()
+            for key in got: assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5)
+
+
+# Memory
+
+class Largest(TorchDispatchMode):
+    "The number of entries of the largest tensor that is formed, weights and views of them aside."
+    def __init__(self, weights): super().__init__(); self.weights, self.size = {w.untyped_storage().data_ptr() for w in weights}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.weights: self.size = max(self.size, t.numel())
+        return out
+
+
+@pytest.mark.parametrize("k", [32, None])
+def test_a_million_latents_are_never_formed_at_once(model, task, k):
+    d_sae, prompts = 2**20, task.prompts[:4]
+    sae = TopKSAE(TopKSAEConfig(d_in=128, d_sae=d_sae, k=k or 1, device="meta", dtype="bfloat16", metadata=SAEMetadata(hook_name="blocks.1.hook_resid_pre")))
+    g = torch.Generator().manual_seed(0)
+    row = torch.randn(2**14, 128, generator=g).bfloat16()
+    W_dec = torch.cat([row * (1 + i / 64) for i in range(64)])  # each direction in every block, so that blocks compete
+    sae.load_state_dict({"W_dec": W_dec, "W_enc": W_dec.T.contiguous(), "b_dec": torch.zeros(128).bfloat16(), "b_enc": torch.full((d_sae,), -20.0 if k else -60.0).bfloat16()}, assign=True)
+    view = from_sae_lens(sae, "wide", dtype=torch.bfloat16)
+    if k is None: view = replace(view, encoder=replace(view.encoder, k=None))  # as a standard SAE, which keeps all above 0
+    saes, nodes = SAESet("wide", {view.node: view}), [Node("z", 1, 0, "END"), Node("q", 1, 0, "END")]
+    with Largest([sae.W_dec, sae.W_enc, sae.b_enc]) as largest: found = reconstruct(model, prompts, nodes, saes)
+    tokens = prompts.tokens.numel()
+    assert largest.size <= FORMED < tokens * d_sae / 8
+    x = capture(model, prompts, [Node("resid_pre", 1)])[Node("resid_pre", 1)][0, -3:]
+    dense = (x @ sae.W_enc.float() + sae.b_enc.float()).relu()
+    codes = view.encode(x)
+    kept = dense if k is None else torch.zeros_like(dense).scatter(-1, dense.topk(k).indices, dense.topk(k).values)
+    assert_close(torch.zeros_like(dense).scatter_add(-1, codes.indices, codes.values), kept, rtol=1e-3, atol=1e-3)
+    assert math.isfinite(found[nodes[0]].norm()) and (codes.values > 0).sum(-1).min() >= (k or 1)
+
+
 # Faults and files
 
 @pytest.mark.parametrize("node", [
-    Node("q", 1, None, "END"), Node("q", 1, 0), Node("resid_pre", 1, None, "END"), Node("mlp_out", 1, None, "END"),
+    Node("q", 1, None, "END"), Node("q", 1, 0), Node("mlp_out", 1, 0, "END"), Node("mlp_out", 1), Node("pattern", 1, 0, "END"),
 ])
 def test_what_cannot_be_projected_to_is_refused(model, task, node):
     saes, prompts = random_saes(), task.prompts[:2]
     for call in (lambda: decompose(model, prompts, node, saes.before(1)),
                  lambda: reconstruct(model, prompts, [node], saes)):
-        with pytest.raises(ValueError, match="cannot be projected to: it must be one head of q, k, v or z"): call()
+        with pytest.raises(ValueError, match="cannot be projected to: it must be one head of q, k, v or z, or attn_out"): call()
 
 
 def test_wrong_requests_say_what_is_wrong(model, task):
@@ -174,6 +386,16 @@ def test_wrong_requests_say_what_is_wrong(model, task):
         reconstruct(model, prompts, [node], random_saes(), "true")
     with pytest.raises(ValueError, match="no SAE of the residual stream before layer 3"):
         reconstruct(model, prompts, [Node("q", 3, 0, "END")], random_saes(layers=2))
+    with pytest.raises(ValueError, match="no SAE of the residual stream after L1.mlp_out@END, at L1.resid_post"):
+        decompose(model, prompts, Node("mlp_out", 1, None, "END"), random_saes().before(1))
+    with pytest.raises(ValueError, match="pattern 'true' is not one of frozen, recomputed"):
+        reconstruct(model, prompts, [node], random_saes(), pattern="true")
+    with pytest.raises(ValueError, match="route 'up' is not one of read, write"):
+        reconstruct(model, prompts, [node], random_saes(), route="up")
+    with pytest.raises(ValueError, match="head 4 of node L1H4.z@END is not in this model .has 4."):
+        reconstruct(model, prompts, [Node("z", 1, 4, "END")], random_saes())
+    with pytest.raises(ValueError, match="has no SAE at L1H0.q@END .has L0.z"):
+        reconstruct(model, prompts, [node], load_saes("tiny-gpt2-z-topk"))
 
 
 def test_every_embedded_set_with_a_card_has_an_sae_before_every_layer(sae_sets):
