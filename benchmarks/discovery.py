@@ -2,7 +2,8 @@
 
 Random weights, 64 prompts of 20 tokens, counterfactuals that differ in two tokens, four named positions. Every row is the median of runs that
 alternate with those of the other rows, in one process. A warm-up run of each row, not timed, measures memory: the largest sum of what PyTorch's
-allocator holds at once above what it held before (on a CPU from the profiler's record of every allocation and release).
+allocator holds at once above what it held before (on a CPU from the profiler's record of every allocation and release). The time of exact patching
+includes one clean run, which more nodes would share. The second clock counts the seconds of all processor cores: other processes disturb it less.
 """
 import argparse
 import os
@@ -126,7 +127,7 @@ def measure(model, prompts, cf, runs: int, sample: int, device: str) -> tuple[pd
         seconds = pd.Series({name: statistics.median(t[i] for t in found) for name, found in times.items()})
         columns |= {(clock, "seconds"): seconds, (clock, "of bare"): seconds / seconds[BARE], (clock, "of bare, END"): seconds / seconds[END]}
     table = pd.DataFrame(columns)
-    table["", "runs"], table["", "peak MB"] = {name: len(t) for name, t in times.items()}, pd.Series(peaks) / 1e6
+    table["", "runs"], table["", "peak MB"] = pd.Series({name: len(found) for name, found in times.items()}), pd.Series(peaks) / 1e6
     facts = {"nodes": len(nodes), "MB of activations at the asked positions": held / 1e6}
     for name in (BARE, END): facts[f"AtP's peak above that of the {name}, of those bytes"] = (peaks["AtP"] - peaks[name]) / held
     for clock in clocks:
@@ -143,7 +144,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="4 layers, 16 prompts, one run of each: shows that it works, and no more")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     args = parser.parse_args()
-    layers, n, runs, sample = (4, 16, 1, 4) if args.quick else (12, 64, 3, 4)
+    layers, n, runs, sample = (4, 16, 1, 4) if args.quick else (12, 64, 3, 8)
     name = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name(args.device)
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformer_lens", "transformers"))
     print(f"{layers} layers, {n} prompts of {TOKENS} tokens; {name}, {torch.get_num_threads()} threads; {versions}", flush=True)
