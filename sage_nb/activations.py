@@ -98,18 +98,22 @@ def hooked(
     bwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the gradient)
 ):
     "Add hooks for the duration of a `with`; an error if one is unknown, or did not fire by the end."
-    fired, pairs, known = set(), {"fwd_hooks": [], "bwd_hooks": []}, model.hook_dict  # collected anew at every access
-    for kind, hooks in zip(pairs, (fwd, bwd)):
-        for name, function in hooks:
-            _require(known, name)
-
+    fired, added, known = set(), [], model.hook_dict  # collected anew at every access
+    wanted = [(kind, name, function) for kind, hooks in (("fwd", fwd), ("bwd", bwd)) for name, function in hooks]
+    for _, name, _ in wanted: _require(known, name)
+    try:
+        for kind, name, function in wanted:
             def call(value, hook=None, function=function, key=(kind, name)):
                 fired.add(key)
                 return function(value)
-            pairs[kind].append((name, call))
-    with model.hooks(**pairs): yield
-    silent = sorted({(kind, name) for kind in pairs for name, _ in pairs[kind]} - fired)
-    if silent: raise RuntimeError(f"hooks did not fire: {', '.join(name for _, name in silent)}; results would be those of an unhooked run")
+            known[name].add_hook(call, dir=kind)  # not `model.hooks`, in which TransformerBridge collects all hooks again for each
+            handles = getattr(known[name], f"{kind}_hooks")
+            added.append((handles, handles[-1]))
+        yield
+    finally:
+        for handles, handle in added: handle.hook.remove(), handles.remove(handle)
+    silent = sorted({name for kind, name, _ in wanted if (kind, name) not in fired})
+    if silent: raise RuntimeError(f"hooks did not fire: {', '.join(silent)}; results would be those of an unhooked run")
 
 # %% ../nbs/00_activations.ipynb #0fda93ad
 def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
@@ -126,7 +130,8 @@ def _read(x: Tensor, node: Node, prompts: Prompts) -> Tensor:
 def _at_end(model, prompts: Prompts):
     "The hook that keeps only END of what is unembedded."
     last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"  # of a model without a final norm
-    name = next(hook for hook in ("unembed.hook_in", "ln_final.hook_normalized", last) if hook in model.hook_dict)
+    known = model.hook_dict
+    name = next(hook for hook in ("unembed.hook_in", "ln_final.hook_normalized", last) if hook in known)
     return name, lambda x: _at(x, prompts.index("END"))[:, None]
 
 
@@ -165,7 +170,7 @@ def _put(x, node, batch, value, rows):
     return x
 
 
-def _edit_hooks(model, node, batch, value, rows=slice(None)):
+def _edit_hooks(node, batch, value, rows=slice(None)):
     "The hooks that put a value in, at the rows of a larger batch where `batch` stands."
     if node.site != "resid_mid": return [(node.hook, lambda x: _put(x, node, batch, value, rows))]
     before = []  # resid_mid is resid_pre + attn_out, and not every class lets its hook reach both that follow; so attn_out makes up the difference
@@ -195,7 +200,7 @@ def run(
     for rows in prompts.slices(batch_size):
         batch = prompts[rows]
         ordered = sorted(edits, key=lambda node: node.site == "resid_mid")  # after edits of what it is the sum of
-        fwd = [pair for node in ordered for pair in _edit_hooks(model, node, batch, edits[node][rows])] + [_at_end(model, batch)]
+        fwd = [pair for node in ordered for pair in _edit_hooks(node, batch, edits[node][rows])] + [_at_end(model, batch)]
         with hooked(model, fwd=fwd): logits = model(batch.tokens.to(_device(model)))[:, 0]
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
@@ -245,7 +250,7 @@ def run_each(
         for layer, group in groupby(nodes, key=lambda node: node.layer):
             for some in _chunks(list(group), max(1, batch_size // n)):
                 copies = Prompts(batch.tokens.repeat(len(some), 1), {p: i.repeat(len(some)) for p, i in batch.positions.items()})
-                fwd = [pair for i, node in enumerate(some) for pair in _edit_hooks(model, node, batch, edits[node][rows], slice(i * n, (i + 1) * n))]
+                fwd = [pair for i, node in enumerate(some) for pair in _edit_hooks(node, batch, edits[node][rows], slice(i * n, (i + 1) * n))]
                 with _resumed(model, layer, streams[layer].repeat(len(some), 1, 1), as_tuple), hooked(model, fwd + [_at_end(model, copies)]):
                     logits = model(tokens.repeat(len(some), 1))[:, 0]
                 found.update(zip(some, (metric(part, rows) for part in logits.split(n))))
@@ -255,9 +260,10 @@ def run_each(
     return torch.cat(clean), torch.cat(edited)
 
 # %% ../nbs/00_activations.ipynb #924419b1
-def _grad_hook(model, node):
+def _grad_hook(known, node):
     "Where the gradient at a node is read: resid_mid is resid_pre + attn_out, so its gradient is that of attn_out."
-    return Node("attn_out", node.layer).hook if node.site == "resid_mid" and node.hook in model.hook_dict else node.hook
+    _require(known, node.hook)
+    return Node("attn_out", node.layer).hook if node.site == "resid_mid" else node.hook
 
 
 Look = Callable[[Tensor], None]  # given a node's activation or gradient, shaped as `capture` gives it
@@ -273,7 +279,7 @@ def differentiate(
     stream: Float[Tensor, "prompt pos d_model"] | None = None,  # the residual stream to start from at layer 0; by default that of the batch
 ) -> Float[Tensor, "prompt"]:  # the metric
     "One forward and one backward pass of a batch."
-    first, start = Node("resid_pre", 0), []
+    first, start, known = Node("resid_pre", 0), [], model.hook_dict
 
     def begin(x):
         start.append((x if stream is None else stream.to(x)).detach().clone().requires_grad_())
@@ -283,7 +289,7 @@ def differentiate(
         def hook(x): function(_read(x.detach(), node, batch))
         return hook
     fwd = [(first.hook, begin), *((node.hook, look(f, node)) for node, f in (forward or {}).items()), _at_end(model, batch)]
-    looks = [(_grad_hook(model, node), look(f, node)) for node, f in (backward or {}).items()]
+    looks = [(_grad_hook(known, node), look(f, node)) for node, f in (backward or {}).items()]
     with torch.enable_grad(), hooked(model, fwd, [pair for pair in looks if pair[0] != first.hook]):
         found = metric(model(batch.tokens.to(_device(model)))[:, 0], rows)
         gradient, = torch.autograd.grad(found.sum(), start)

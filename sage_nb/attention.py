@@ -7,7 +7,7 @@ __all__ = ['Attention']
 
 # %% ../nbs/01_attention.ipynb #5401a74a
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import einsum
@@ -32,7 +32,8 @@ class Attention:
     @staticmethod
     def reads(model, layer: int) -> list[Node]:
         "What must be known of a run."
-        sites = ["q", "k", "scores", *(s for s in ("cos", "sin") if Node(s, layer).hook in model.hook_dict)]
+        known = model.hook_dict
+        sites = ["q", "k", "scores", *(s for s in ("cos", "sin") if Node(s, layer).hook in known)]
         return [Node(site, layer) for site in sites]
 
     @classmethod
@@ -50,13 +51,15 @@ class Attention:
         visible = scores > torch.finfo(scores.dtype).min / 2
         plain = cls(1.0, None, rotary, bool(getattr(model.cfg, "rotary_adjacent_pairs", False)), visible)
         cap = cap if cap and cap > 0 else None
-        raw, theirs = plain.scores(q, k)[visible].double(), _linear(scores[visible].double(), cap)
-        scale = ((raw * theirs).sum() / raw.square().sum()).item()
-        error = ((scale * raw - theirs).abs().max() / theirs.abs().max()).item()
-        if error > torch.finfo(scores.dtype).eps ** 0.5:
+        raw, theirs = plain.scores(q, k)[visible].double(), scores[visible].double()
+        steep = theirs.abs() < (float("inf") if cap is None else 0.9 * cap)  # where a soft-cap can be undone
+        scale = ((raw[steep] * _linear(theirs[steep], cap)).sum() / raw[steep].square().sum()).item()
+        found = replace(plain, scale=scale, cap=cap)
+        error = ((found.scores(q, k)[visible].double() - theirs).abs().max() / theirs.abs().max()).item()
+        if not error < torch.finfo(scores.dtype).eps ** 0.5:
             raise ValueError(f"the attention scores of layer {layer} are not scaled products of its queries and keys: off by {error:.1e} of the "
                              "largest. Patterns of this model cannot be recomputed; leave the QK fix and recomputed patterns off")
-        return cls(scale, cap, rotary, plain.adjacent, visible)
+        return found
 
     def rotate(self, x: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "prompt pos head d_head"]:
         "Apply the rotary embedding."

@@ -55,7 +55,7 @@ class Slopes:
 
         def compare(node): return lambda x: self.change.update({node: self.there.pop(node).sub_(x)})
         def keep(node): return lambda x: self.here.update({node: x})
-        reads = {read for node in self.qk for read in (*Attention.reads(model, node.layer), Node("pattern", node.layer))}
+        reads = {read for layer in {node.layer for node in self.qk} for read in (*Attention.reads(model, layer), Node("pattern", layer))}
         self.clean, self.effects = self.at(forward={node: compare(node) for node in self.nodes} | {read: keep(read) for read in reads})
 
     def at(self, stream=None, forward=None) -> tuple[Tensor, dict[Node, Tensor]]:
