@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'check_saes', 'by_f1', 'task_hash', 'saes_hash', 'evaluate']
 
-# %% ../nbs/12_evaluation.ipynb #1a57257f
+# %% ../nbs/12_evaluation.ipynb #262db656
 import hashlib
 import platform
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .activations import Node, capture, count_passes, hooked
+from .activations import Node, capture, count_passes, hooked, remembered
 from .certificate import Criteria, certify
 from .control import KS, NO_EDIT, Control, Edited, Order, control, editable, summarise_control
 from .dictionaries import Dictionaries
@@ -34,7 +34,7 @@ from .sections import CrossSection, CrossSections
 from .stage import Stage, set_stage
 from .tasks import Task
 
-# %% ../nbs/12_evaluation.ipynb #88f4ef35
+# %% ../nbs/12_evaluation.ipynb #322e470f
 def _tokens_at(model, prompts, place: Node) -> Float[Tensor, "token d"]:
     "The activations at an SAE's place: at its position if it has one, else at all tokens up to END but <bos>, whose activations are of another size in large models."
     x, pos = capture(model, prompts, [place])[place], torch.arange(prompts.tokens.shape[1])
@@ -75,7 +75,7 @@ def check_saes(
         rows[str(place)] = {"variance explained": r2.item(), "L0": codes.l0, "loss recovered": recovered}
     return pd.DataFrame(rows).T.rename_axis("place")
 
-# %% ../nbs/12_evaluation.ipynb #91443c48
+# %% ../nbs/12_evaluation.ipynb #e581b779
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -104,7 +104,7 @@ def _baselines(model, task, sets: list[SAESet], l0: dict[str, float], twins: boo
         found.setdefault(name, _like(s, name, lambda sae: pca_sae(acts[sae.node], k, sae.node, name)))
     return list(found.values())
 
-# %% ../nbs/12_evaluation.ipynb #b0611917
+# %% ../nbs/12_evaluation.ipynb #fe24c995
 def by_f1(found: Interpretations, attribute: str) -> Order:
     "Take latents in the order of their F1 for the value that is edited."
     tables = {place: found.latents_for(attribute, place) for place in found.activity.places}
@@ -210,7 +210,7 @@ def _try_section(model, task, section, truth, sets, identity, evaluated, tests, 
         _test_3(found, stage, editing, task, truth, [*sets, supervised, identity], evaluated, ks, route)
     return found
 
-# %% ../nbs/12_evaluation.ipynb #dd81724f
+# %% ../nbs/12_evaluation.ipynb #62f30d5e
 def _digest(tensors) -> str:
     digest = hashlib.sha256()
     for t in tensors: digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -271,6 +271,7 @@ def evaluate(
     ks: Sequence[int] = KS,  # numbers of latents in test 2
     criteria: Criteria = Criteria(),  # what the supervised dictionary must show for a section to count
     twins: bool = True,  # also try a random decoder of the same shape beside each SAE
+    order_by_f1: bool = True,  # in test 3, also edit by latents in the order of their F1
     batch_size: int = 64,
     progress: bool = True,
 ) -> SageReport:
@@ -283,8 +284,8 @@ def evaluate(
     sets = [_needed(s, nodes, route) for s in given]
     l0 = {name: f["L0"].mean() for name, f in figures.items()}
     tried, identity = [*_baselines(model, task, sets, l0, twins), *sets], _like(sets[0], IDENTITY, lambda sae: identity_sae(sae.d_in, sae.node))
-    with count_passes(model, len(task)) as passes:
-        found = [_try_section(model, task, s, truth, tried, identity, list(figures), tests, how, tuple(ks), criteria, batch_size)
+    with remembered(), count_passes(model, len(task)) as passes:
+        found = [_try_section(model, task, s, truth, tried, identity, list(figures) if order_by_f1 else [], tests, how, tuple(ks), criteria, batch_size)
                  for s in tqdm(sections, desc="evaluate", disable=not progress)]
     counted = [f for f in found if not f.verdict]
     if not counted: raise ValueError("no cross-section counts: " + "; ".join(f"{f.section.name}: {f.verdict}" for f in found))
