@@ -1,4 +1,5 @@
 """Edits and certificates recomputed prompt by prompt, dictionaries that must fail, and prompts that cannot be edited."""
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 
 import numpy as np
@@ -94,7 +95,8 @@ def test_a_certificate_equals_one_made_prompt_by_prompt(model, part, sections, t
 def test_an_edit_with_a_product_takes_the_product_along(model):
     order, nodes = load_task("order", model, n=256), [Node("z", 3, 2, "END"), Node("z", 3, 3, "END")]
     truth = fit_dictionaries(model, order, nodes, products=[("ordinal", "first"), ("ordinal", "second")], unseen="additive")
-    section = CrossSection("ordinal", "z", "END", tuple(nodes), (0.0, 0.0), *[Estimate(-1.0, -1.0, -1.0, 9)] * 3)
+    fields = {"attribute": "ordinal", "site": "z", "position": "END", "nodes": tuple(nodes), "scores": (0.0, 0.0)}  # the effects play no part
+    section = CrossSection(**fields, **{f.name: Estimate(-1.0, -1.0, -1.0, 9) for f in dataclass_fields(CrossSection) if f.name not in fields})
     editing = set_edit_stage(set_stage(model, order, section, truth))
     edited, attributes = supervised_edit(editing, truth), editing.stage.task.attributes
     for node in nodes:
