@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Attention']
 
-# %% ../nbs/01_attention.ipynb #5401a74a
+# %% ../nbs/01_attention.ipynb #8a3d4d04
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .activations import Node
 
-# %% ../nbs/01_attention.ipynb #aa507ecd
+# %% ../nbs/01_attention.ipynb #d9e9d765
 def _linear(scores, cap): return scores if cap is None else cap * torch.atanh(scores / cap)
 
 
