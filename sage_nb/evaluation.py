@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'check_saes', 'by_f1', 'task_hash', 'saes_hash', 'evaluate']
 
-# %% ../nbs/12_evaluation.ipynb #262db656
+# %% ../nbs/12_evaluation.ipynb #d19c6129
 import hashlib
 import platform
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ from .sections import CrossSection, CrossSections
 from .stage import Stage, set_stage
 from .tasks import Task
 
-# %% ../nbs/12_evaluation.ipynb #322e470f
+# %% ../nbs/12_evaluation.ipynb #b2fca6e5
 def _tokens_at(model, prompts, place: Node) -> Float[Tensor, "token d"]:
     "The activations at an SAE's place: at its position if it has one, else at all tokens up to END but <bos>, whose activations are of another size in large models."
     x, pos = capture(model, prompts, [place])[place], torch.arange(prompts.tokens.shape[1])
@@ -75,7 +75,7 @@ def check_saes(
         rows[str(place)] = {"variance explained": r2.item(), "L0": codes.l0, "loss recovered": recovered}
     return pd.DataFrame(rows).T.rename_axis("place")
 
-# %% ../nbs/12_evaluation.ipynb #e581b779
+# %% ../nbs/12_evaluation.ipynb #60690498
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -104,7 +104,7 @@ def _baselines(model, task, sets: list[SAESet], l0: dict[str, float], twins: boo
         found.setdefault(name, _like(s, name, lambda sae: pca_sae(acts[sae.node], k, sae.node, name)))
     return list(found.values())
 
-# %% ../nbs/12_evaluation.ipynb #fe24c995
+# %% ../nbs/12_evaluation.ipynb #2ea1efe7
 def by_f1(found: Interpretations, attribute: str) -> Order:
     "Take latents in the order of their F1 for the value that is edited."
     tables = {place: found.latents_for(attribute, place) for place in found.activity.places}
@@ -210,7 +210,7 @@ def _try_section(model, task, section, truth, sets, identity, evaluated, tests, 
         _test_3(found, stage, editing, task, truth, [*sets, supervised, identity], evaluated, ks, route)
     return found
 
-# %% ../nbs/12_evaluation.ipynb #62f30d5e
+# %% ../nbs/12_evaluation.ipynb #6b656466
 def _digest(tensors) -> str:
     digest = hashlib.sha256()
     for t in tensors: digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -230,7 +230,7 @@ def saes_hash(saes: SAESet) -> str:
 
 def _settings(model, task, sections, truth, sets, figures, how, tests, ks, criteria):
     about = {s.name: {"places": [str(n) for n in s.saes], "d_sae": next(iter(s)).d_sae, "d_in": next(iter(s)).d_in, "architecture": next(iter(s)).name, "hash": saes_hash(s),
-                      "l0": figures[s.name]["L0"].mean(), "loss recovered": figures[s.name]["loss recovered"].mean()} for s in sets}
+                      "l0": float(figures[s.name]["L0"].mean()), "loss recovered": None if (r := figures[s.name]["loss recovered"].mean()) != r else float(r)} for s in sets}
     return {
         "model": {"name": str(getattr(model.cfg, "model_name", "own model")), "hash": model_hash(model), "dtype": str(next(model.parameters()).dtype),
                   "class": type(model).__name__, "prepend_bos": bool(model.cfg.default_prepend_bos)},
@@ -296,5 +296,5 @@ def evaluate(
     notes += [f"{f.section.name} left out of the score: {f.verdict}" for f in found if f.verdict]
     table = sections.table().assign(section=[s.name for s in sections], counts=[not f.verdict for f in found], reason=[f.verdict for f in found])
     settings = _settings(model, task, sections, truth, sets, figures, how, tests, ks, criteria) | {"forward passes of the task's prompts": round(passes.forward, 2)}
-    rows = pd.DataFrame([row for f in found for row in f.rows], columns=COLUMNS)
+    rows = pd.DataFrame([row for f in found for row in f.rows], columns=COLUMNS).astype({"k": "Int64"})
     return SageReport(rows, _scores(evidence), table, _latents(counted, list(figures)), settings, notes, evidence, sections)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'COLUMNS', 'plot_control', 'SageReport']
 
-# %% ../nbs/11_report.ipynb #37eab6cf
+# %% ../nbs/11_report.ipynb #ce39bc5e
 import json
 import math
 import time
@@ -25,7 +25,7 @@ from .plots import plot_curves, plot_discovery, plot_faithfulness, to_html
 from .score import PARTS, Comparison, Evidence, compare, score_parts
 from .sections import CrossSections
 
-# %% ../nbs/11_report.ipynb #39a11bf3
+# %% ../nbs/11_report.ipynb #d1603309
 SCHEMA = 2  # of report.json; raised whenever a reader of the last one would misread it
 COLUMNS = ["sae", "attribute", "section", "site", "position", "test", "metric", "k", "value", "lo", "hi", "n"]
 _FRAMES = ("table", "scores", "sections", "latents")
@@ -67,7 +67,7 @@ def plot_control(
     plt.close(fig)
     return fig
 
-# %% ../nbs/11_report.ipynb #cb3a3bd8
+# %% ../nbs/11_report.ipynb #ef8092e4
 @dataclass(frozen=True)
 class SageReport:
     "What was found, and all that is needed to know where it came from."
@@ -168,7 +168,9 @@ class SageReport:
         tensors = load_file(path.with_name("evidence.safetensors"))
         evidence = {name: [Evidence(e["section"], *(tensors.get(f"{name}|{i}|{kind}") for kind in ("test_1", "control", "coverage")), e["measure"], tuple(e["ks"]))
                            for i, e in enumerate(some)] for name, some in data["evidence"].items()}
-        return cls(**{name: pd.DataFrame(data[name]) for name in _FRAMES}, settings=data["settings"], notes=data["notes"], evidence=evidence)
+        frames = {name: pd.DataFrame(data[name]) for name in _FRAMES}
+        frames["table"] = frames["table"].astype({"k": "Int64"})
+        return cls(**frames, settings=data["settings"], notes=data["notes"], evidence=evidence)
 
     def save_saebench(self, folder: str | Path) -> list[Path]:
         "One result file per evaluated SAE in the layout of SAEBench, so that its plotting tools read it."

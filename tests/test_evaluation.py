@@ -1,4 +1,4 @@
-"""Test 1 recomputed prompt by prompt, what must rank above what, and reports that survive saving and hostile names."""
+"""Test 1 and the score recomputed prompt by prompt, what must rank above what, and reports that survive saving and hostile names."""
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,16 +13,19 @@ from transformers import GPT2LMHeadModel
 from sage_nb.activations import Node, capture
 from sage_nb.certificate import Criteria, certificate
 from sage_nb.dictionaries import fit_dictionaries
-from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, SageReport, check_saes, evaluate, score_parts
+from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, check_saes, evaluate
 from sage_nb.faithfulness import TEST_1, faithfulness
 from sage_nb.intervals import interval, resample_counts
 from sage_nb.models import EMBEDDED
 from sage_nb.plots import to_html
 from sage_nb.reconstruction import reconstruct
+from sage_nb.report import SageReport
 from sage_nb.saes import SAESet, SparseSAE, load_saes
+from sage_nb.score import PARTS, Evidence, compare
 from sage_nb.stage import set_stage
 
 KINDS = ("topk", "standard")
+ALONE = dict(tests=(1,), twins=False, progress=False)  # test 1 of the given SAEs
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def trained(sae_sets):
 
 @pytest.fixture(scope="module")
 def report(model, part, io_sections, truth, trained):
-    return evaluate(model, part, io_sections, truth, trained, progress=False)
+    return evaluate(model, part, io_sections, truth, trained, ks=(1, 4), twins=False, progress=False)
 
 
 # Test 1 by a plain loop
@@ -102,7 +105,7 @@ def plain_test_1(model, task, nodes, saes):
     def by_pca(layer, k):
         p = PCA(k).fit(torch.cat([seen[layer][i] for i in train[:256]]).double().numpy())
         return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
-    active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:128])) != 0 for layer in layers]
+    active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:64])) != 0 for layer in layers]
     k = round((sum(a.sum(1).float().mean() for a in active) / len(active)).item())
     methods[saes.name] = through({layer: by_sae(saes.before(layer)) for layer in layers})
     methods[f"PCA-{k}"] = through({layer: by_pca(layer, k) for layer in layers})
@@ -114,7 +117,7 @@ def plain_test_1(model, task, nodes, saes):
 
 
 def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values, trained):
-    report = evaluate(model, part, values, fit_dictionaries(model, part, values), trained, progress=False)
+    report = evaluate(model, part, values, fit_dictionaries(model, part, values), trained, **ALONE)
     assert len(values) == 1 and len({n.layer for n in values[0].nodes}) > 1
     columns = plain_test_1(model, part, values[0].nodes, trained)
     assert set(columns) == set(report.table.sae)
@@ -137,21 +140,21 @@ def test_the_report_holds_the_certificate_and_counts_by_it(report, model, part, 
     alone, rows = certificate(model, part, io_sections, truth, probes=False), report.table[report.table.test == 0]
     assert set(rows.sae) == {SKYLINE}
     for row in rows.itertuples(): assert alone.measures[row.section][row.metric][:3] == (row.value, row.lo, row.hi)
-    together = report.table[(report.table.sae == SKYLINE)].groupby("section").metric.agg(set).to_dict()
+    together = report.table[(report.table.sae == SKYLINE) & (report.table.test < 2)].groupby("section").metric.agg(set).to_dict()
     assert together == {name: set(measures) for name, measures in alone.measures.items()}
     assert set(report.sections.section[report.sections.counts]) == set(alone.passed)
 
 
 def test_floor_and_identity_are_0_and_1_everywhere(report):
-    scores = report.table.set_index(["sae", "metric"]).value
+    scores = report.table[report.table.test == 1].set_index(["sae", "metric"]).value
     for metric, worst in (("fraction recovered", 0), ("necessity", 0)):
         assert scores[FLOOR, metric].to_list() == pytest.approx([worst] * len(report.sections), abs=1e-5)
         assert scores[IDENTITY, metric].to_list() == pytest.approx([1] * len(report.sections), abs=1e-5)
 
 
 def test_two_evaluations_are_identical(model, part, values, truth, trained):
-    one, two = (evaluate(model, part, values, truth, trained, progress=False) for _ in range(2))
-    for name in ("table", "scores", "sections"):
+    one, two = (evaluate(model, part, values, truth, trained, ks=(1, 4), progress=False) for _ in range(2))
+    for name in ("table", "scores", "sections", "latents"):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name), check_exact=True)
     assert one.settings == two.settings and one.notes == two.notes
 
@@ -183,11 +186,55 @@ def test_trained_is_above_random_in_each_io_section(model, task, io_sections, tr
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_score_ranks_skyline_trained_random(model, task, sections, truth, sae_sets, kind):
-    found = [torch.cat(columns, 1) for columns in zip(*(results(model, task, s, truth, pair_of_sets(sae_sets, kind)) for s in sections))]
-    for better, worse in zip(found, found[1:]):
-        width = better.shape[1]
-        difference = interval(torch.cat([better, worse], 1), lambda m: score_parts(m[..., :width]).mean((-1, -2)) - score_parts(m[..., width:]).mean((-1, -2)))
-        assert difference.lo > 0, f"the score of the better one is above by {difference}"
+    names, columns = (SKYLINE, "trained", "random"), zip(*(results(model, task, s, truth, pair_of_sets(sae_sets, kind)) for s in sections))
+    found = [[Evidence(s.name, c) for s, c in zip(sections, some)] for some in columns]
+    for better, worse, both in zip(found, found[1:], zip(names, names[1:])):
+        comparison = compare(better, worse, both)
+        assert comparison.difference.lo > 0 and comparison.verdict == f"{both[0]} scores higher than {both[1]}"
+
+
+def test_the_score_is_the_mean_of_its_parts_over_what_is_defined(report):
+    "By plain loops over the numbers of the table."
+    table = report.table.set_index(["sae", "section", "metric"]).value
+    for name in report.evidence:
+        if name in (FLOOR, SKYLINE, IDENTITY): continue
+        sections = []
+        for s in report.sections[report.sections.counts].itertuples():
+            parts = [table[name, s.section, m].item() for m in ("fraction recovered", "necessity", "controllability", f"coverage of {s.attribute}")]
+            parts = [min(max(part, 0), 1) for part in parts if part == part]
+            sections.append(sum(parts) / len(parts))
+        assert report.scorecard().score[name] == pytest.approx(sum(sections) / len(sections), abs=1e-6)
+
+
+def test_what_reconstructs_perfectly_without_features_does_not_score_as_the_skyline(report):
+    card = report.scorecard()
+    assert card.loc[IDENTITY, ["fraction recovered", "necessity"]].to_list() == pytest.approx([1, 1], abs=1e-5)
+    assert (card.loc[IDENTITY, ["controllability", "coverage"]] < 0.5).all()
+    assert card.loc[SKYLINE, ["controllability", "coverage"]].to_list() == pytest.approx([1, 1], abs=1e-5)
+    assert card.loc[FLOOR, list(PARTS)].to_list() == pytest.approx([0] * 4, abs=1e-5)
+    assert card.score[SKYLINE] > card.score.drop(SKYLINE).max()
+
+
+def test_reports_of_the_same_prompts_can_be_compared_and_others_not(model, report, part, io_sections, truth, sae_sets, trained):
+    twin = f"{trained.name}-random"
+    if twin not in sae_sets: pytest.skip("its twin is not embedded")
+    other = evaluate(model, part, io_sections, truth, sae_sets[twin], ks=(1, 4), twins=False, progress=False)
+    comparison = report.compare(trained.name, twin, other)
+    assert comparison.difference.lo > 0 and comparison.difference.value == pytest.approx(report.scorecard().score[trained.name] - other.scorecard().score[twin])
+    few = evaluate(model, part[:200], io_sections, truth, sae_sets[twin], **ALONE)
+    with pytest.raises(ValueError, match="different prompts"): report.compare(trained.name, twin, few)
+    with pytest.raises(ValueError, match="is not in the report"): report.compare("nobody", trained.name)
+
+
+def test_the_results_can_be_read_as_saebench_reads_its_own(report, trained, tmp_path):
+    report.save_saebench(tmp_path / "core")
+    files = [p for p in tmp_path.rglob("*") if "eval_results.json" in p.name]  # as their plotting tools look for them
+    data = json.loads(files[0].read_text(), parse_constant=not_json)
+    flat = {key: value for group in data["eval_result_metrics"].values() for key, value in group.items()}
+    assert len(files) == 1 and files[0].name.startswith(trained.name)
+    assert flat["score"] == pytest.approx(report.scorecard().score[trained.name])
+    assert flat["l0"] >= 1 and 0 < flat["ce_loss_score"] <= 1.01
+    assert {"architecture", "d_sae"} <= set(data["sae_cfg_dict"]) and data["eval_config"]["task"]["name"] == "ioi"
 
 
 # SAEs of one's own, and wrong ones
@@ -199,7 +246,7 @@ def perfect(layer, scale=1.0, name="own"):
 
 
 def test_an_sae_of_ones_own_that_is_exact_scores_as_the_identity(model, part, io_sections, truth):
-    own = evaluate(model, part, io_sections, truth, [perfect(layer) for layer in range(4)], progress=False)
+    own = evaluate(model, part, io_sections, truth, [perfect(layer) for layer in range(4)], **ALONE)
     card = own.scorecard()
     assert card.loc["own SAEs"].to_list() == pytest.approx(card.loc[IDENTITY].to_list(), abs=1e-5)
     assert own.table[own.table.sae == "own SAEs"].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
@@ -207,18 +254,19 @@ def test_an_sae_of_ones_own_that_is_exact_scores_as_the_identity(model, part, io
 
 def test_a_shrunken_sae_scores_below_an_exact_one(model, part, values, truth):
     sets = [load_saes([perfect(layer, s) for layer in range(4)], f"x {s}") for s in (1.0, 0.6, 0.3)]
-    score = evaluate(model, part, values, truth, sets, progress=False).scorecard().score
+    score = evaluate(model, part, values, truth, sets, **ALONE).scorecard().score
     assert score["x 1.0"] > score["x 0.6"] > score["x 0.3"]
 
 
 def test_every_embedded_set_is_accepted_for_its_own_model(model, task, sae_set):
     least = -0.1 if sae_set.name.endswith("-random") else 0.8  # random directions are about as good as the mean
-    for r2, l0 in check_saes(model, task, sae_set, range(4)).values(): assert r2 >= least and l0 >= 1
+    figures = check_saes(model, task, sae_set, [Node("v", layer, 0, "END") for layer in range(4)])
+    assert len(figures) == 4 and (figures["variance explained"] >= least).all() and (figures["L0"] >= 1).all()
 
 
 def test_a_trained_set_is_evaluated_beside_its_twin(model, part, values, truth, trained, sae_sets):
     if f"{trained.name}-random" not in sae_sets: pytest.skip("its twin is not embedded")
-    found = set(evaluate(model, part, values, truth, trained.name, progress=False).table.sae)
+    found = set(evaluate(model, part, values, truth, trained.name, tests=(1,), progress=False).table.sae)
     rest = {name for name in found - {FLOOR, SKYLINE, IDENTITY} if not name.startswith("PCA-")}
     assert rest == {trained.name, f"{trained.name}-random"}
 
@@ -235,8 +283,8 @@ def wrong_saes(kind, trained):
 
 
 @pytest.mark.parametrize("kind,message", [
-    ("shuffled decoder", r"SAE set 'shuffled decoder' explains -\d.* before layer \d: it does not belong to this model"),
-    ("other origin", r"SAE set 'other origin' explains -\d.* before layer \d: it does not belong to this model"),
+    ("shuffled decoder", r"SAE set 'shuffled decoder' explains -\d.* at L\d.resid_pre: it does not belong to this model"),
+    ("other origin", r"SAE set 'other origin' explains -\d.* at L\d.resid_pre: it does not belong to this model"),
     ("other width", "takes activations of width 64, got 128"),
     ("layers in reverse", "it does not belong to this model"),
 ])
@@ -248,22 +296,25 @@ def test_wrong_saes_are_refused(model, part, values, truth, trained, kind, messa
 def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
     g, layers = torch.Generator().manual_seed(0), range(4)
     shuffled = [replace(s, b_dec=s.b_dec[torch.randperm(128, generator=g)]) for s in map(trained.before, layers)]
-    good, bad = (check_saes(model, part, s, layers) for s in (trained, load_saes(shuffled)))
+    nodes = [Node("v", layer, 0, "END") for layer in layers]
+    good, bad = (check_saes(model, part, s, nodes) for s in (trained, load_saes(shuffled)))
     for layer in layers:
-        assert bad[layer][0] < good[layer][0]
-        assert bad[layer][1] == good[layer][1], "the encoder is the same"
-        x = capture(model, part.prompts[:128], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
+        place = str(trained.before(layer).node)
+        assert bad.loc[place, "variance explained"] < good.loc[place, "variance explained"]
+        assert bad.loc[place, "loss recovered"] < good.loc[place, "loss recovered"] <= 1.01
+        assert bad.loc[place, "L0"] == good.loc[place, "L0"], "the encoder is the same"
+        x = capture(model, part.prompts[:64], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
         x = torch.cat([row[1 : end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
         x_hat = trained.before(layer).dense_encode(x.float()) @ trained.before(layer).W_dec + trained.before(layer).b_dec
         r2 = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-        assert good[layer][0] == pytest.approx(r2.item(), abs=1e-5)
+        assert good.loc[place, "variance explained"] == pytest.approx(r2.item(), abs=1e-5)
 
 
 def test_wrong_requests_say_what_is_wrong(model, part, sections, values, truth, trained, tmp_path):
     with pytest.raises(ValueError, match="there is no cross-section to evaluate on: Pos +no cross-section: largest"):
         evaluate(model, part, replace(sections, sections=(), scores={"Pos": sections.scores["Pos"]}), truth, trained)
     with pytest.raises(ValueError, match="no cross-section counts: IO:v@IO: fraction recovered .* is not within 0 of 1"):
-        evaluate(model, part, values, truth, trained, criteria=Criteria(tolerance=0), progress=False)
+        evaluate(model, part, values, truth, trained, criteria=Criteria(tolerance=0), **ALONE)
     with pytest.raises(ValueError, match="no SAE of the residual stream before layer"):
         evaluate(model, part, values, truth, [perfect(0)], progress=False)
     with pytest.raises(FileNotFoundError, match="report.json is missing"): SageReport.load(tmp_path)
@@ -288,7 +339,7 @@ def hostile(model, part, values):
     truth = fit_dictionaries(model, task, [section])
     saes = load_saes([perfect(layer) for layer in range(4)], "<img src=x onerror=alert(1)>")
     found = replace(values, sections=(section,), scores={section.attribute: scores})
-    return evaluate(model, task, found, truth, saes, progress=False)
+    return evaluate(model, task, found, truth, saes, ks=(1, 4), twins=False, progress=False)
 
 
 def not_json(constant): raise AssertionError(f"{constant} is not JSON")
@@ -298,11 +349,12 @@ def not_json(constant): raise AssertionError(f"{constant} is not JSON")
 def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
     report = request.getfixturevalue(which)
     assert report.save(tmp_path) == tmp_path / "report.html"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "table.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["evidence.safetensors", "report.html", "report.json", "table.csv"]
     json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=not_json)
     again = SageReport.load(tmp_path)
-    for name in ("table", "scores", "sections"):
-        pd.testing.assert_frame_equal(getattr(again, name), getattr(report, name), check_exact=True)
+    for name in ("table", "scores", "sections", "latents"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(report, name), check_exact=True, check_dtype=False)
+    pd.testing.assert_frame_equal(again.parts(), report.parts(), check_exact=True)
     assert again.settings == report.settings and again.notes == report.notes
     assert again.to_json() == report.to_json()
 
@@ -311,7 +363,7 @@ def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
 def test_any_name_survives_saving(report, name, tmp_path):
     table, scores = (frame.replace({"sae": {FLOOR: name}}) for frame in (report.table, report.scores))
     renamed = replace(report, table=table, scores=scores, notes=[name])
-    (tmp_path / "report.json").write_text(renamed.to_json(), encoding="utf-8")
+    renamed.save(tmp_path)
     again = SageReport.load(tmp_path)
     assert again.table.sae[0] == again.scores.sae[0] == again.notes[0] == name
 
@@ -331,7 +383,7 @@ def test_a_report_of_another_schema_is_refused(report, tmp_path):
     report.save(tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps(data | {"schema": 99}))
-    with pytest.raises(ValueError, match="has schema 99, this version reads 1"): SageReport.load(tmp_path)
+    with pytest.raises(ValueError, match="has schema 99, this version reads 2"): SageReport.load(tmp_path)
 
 
 class Page(HTMLParser):
