@@ -103,7 +103,7 @@ def choose_moves(
 ) -> Moves:
     "The latents to take out and to put in, best first."
     moves = torch.cat([-source.latents, counterfactual.latents], 1)
-    if priority is None: picks = greedy(moves, (target - x).to(moves), k)
+    if priority is None: picks = greedy(moves, target.to(moves) - x.to(moves), k)
     else: picks = _in_order(torch.cat(priority, 1).masked_fill((moves == 0).all(-1), -torch.inf), k)
     at, made = picks.clamp(min=0), picks >= 0
     def chosen(a, b): return torch.cat([a, b], 1).gather(1, at)
