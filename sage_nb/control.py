@@ -7,7 +7,7 @@ __all__ = ['Order', 'Readings', 'KS', 'METRICS', 'OVER_K', 'LEAST_WEIGHT', 'SUPE
            'choose_moves', 'editable', 'find_moves', 'read_others', 'isolation', 'Edited', 'area', 'effect_agreement',
            'Means', 'controllability', 'intervals', 'Control', 'summarise_control', 'control', 'plot_control']
 
-# %% ../nbs/09_control.ipynb #868d9d5a
+# %% ../nbs/09_control.ipynb #3d1a2873
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ from .reconstruction import Parts, decompose
 from .saes import SAESet
 from .stage import EditStage, Outcome, Stage, set_edit_stage, supervised_edit
 
-# %% ../nbs/09_control.ipynb #7faf1bce
+# %% ../nbs/09_control.ipynb #56fc8959
 def _in_order(priority: Float[Tensor, "prompt move"], k: int) -> Int[Tensor, "prompt step"]:
     "The k moves of highest priority, those of -inf left out."
     values, picks = priority.sort(dim=1, descending=True, stable=True)
@@ -52,7 +52,7 @@ def greedy(
         overlap = overlap - (moves @ chosen.mT)[..., 0]
     return torch.stack(picks, 1) if picks else torch.zeros(len(moves), 0, dtype=torch.long, device=moves.device)
 
-# %% ../nbs/09_control.ipynb #aace5a43
+# %% ../nbs/09_control.ipynb #d9bce235
 @dataclass(frozen=True)
 class Moves:
     "At one node, what is done to each activation, one step after the other; what is done for k is the first k steps."
@@ -103,7 +103,7 @@ def choose_moves(
 ) -> Moves:
     "The latents to take out and to put in, best first."
     moves = torch.cat([-source.latents, counterfactual.latents], 1)
-    if priority is None: picks = greedy(moves, (target - x).to(moves), k)
+    if priority is None: picks = greedy(moves, target.to(moves) - x.to(moves), k)
     else: picks = _in_order(torch.cat(priority, 1).masked_fill((moves == 0).all(-1), -torch.inf), k)
     at, made = picks.clamp(min=0), picks >= 0
     def chosen(a, b): return torch.cat([a, b], 1).gather(1, at)
@@ -112,7 +112,7 @@ def choose_moves(
     latents, origin = (chosen(getattr(source, name), getattr(counterfactual, name)) for name in ("indices", "origin"))
     return Moves(vectors, latents.masked_fill(~made, -1), origin * made, (at >= source.indices.shape[1]) & made, removed)
 
-# %% ../nbs/09_control.ipynb #87d6a603
+# %% ../nbs/09_control.ipynb #91b74a26
 Order = Callable[[Node, Sequence[str], Parts], Float[Tensor, "prompt active"]]  # priority of active latents for each prompt's value, -inf: never
 
 
@@ -148,7 +148,7 @@ def find_moves(
             some.append(choose_moves(stage.acts[node][rows], editing.acts[node][rows], *parts, k, priority))
     return {node: Moves.join(some) for node, some in found.items()}
 
-# %% ../nbs/09_control.ipynb #9965ceec
+# %% ../nbs/09_control.ipynb #d2a3f6c6
 Readings = dict[str, tuple[list[str], list[str]]]  # other attribute -> its reading in each prompt, and in each counterfactual
 
 
@@ -186,7 +186,7 @@ class Edited(NamedTuple):
     removed: Float[Tensor, "prompt k"]  # weight, mean over nodes
     moves: Float[Tensor, "prompt k"]  # made, mean over nodes
 
-# %% ../nbs/09_control.ipynb #a1ba4702
+# %% ../nbs/09_control.ipynb #e48ae002
 def _run_moves(editing: EditStage, moves: dict[Node, Moves], truth: Dictionaries, readings: Readings, ks: Sequence[int]) -> Edited:
     "Run the edits of one method."
     stage, columns, counted = editing.stage, [], torch.zeros(len(editing.stage.task), len(moves), dtype=torch.long)
@@ -215,7 +215,7 @@ def _run_supervised(editing: EditStage, truth: Dictionaries, readings: Readings)
     found = outcome.token.cpu(), outcome.metric.cpu(), isolation(readings, truth, edited), torch.stack(removed).mean(0).float().cpu(), torch.full((len(attributes),), 2.0)
     return Edited(*(x[:, None] for x in found))
 
-# %% ../nbs/09_control.ipynb #60634a20
+# %% ../nbs/09_control.ipynb #3f995021
 KS = (1, 2, 4, 8, 16, 32)
 
 
@@ -270,7 +270,7 @@ def controllability(
     means = Means.of(m)
     return area({"success": means.normalised_success, "effect": means.normalised_effect}[measure], ks)
 
-# %% ../nbs/09_control.ipynb #2635efc8
+# %% ../nbs/09_control.ipynb #fe5e6021
 def intervals(
     columns: Float[Tensor, "prompt column"],
     scores: dict[str, Callable[[Float[Tensor, "... column"]], Float[Tensor, "... k"]]],  # each gives one or more numbers
@@ -286,7 +286,7 @@ def intervals(
         found[name] = [Estimate(*numbers, len(columns)) for numbers in zip(score(value).tolist(), lo.tolist(), hi.tolist())]
     return found
 
-# %% ../nbs/09_control.ipynb #e97eb268
+# %% ../nbs/09_control.ipynb #5d1a50fd
 METRICS = ("edit success", "mean edit success", "normalised success", "edit effect", "normalised effect", "controllability", "weight removed", "edit magnitude", "isolation", "moves")
 OVER_K = ("mean edit success", "controllability")  # one number for all k
 LEAST_WEIGHT = 0.1  # that the supervised edit must leave for magnitudes to be scaled by it
@@ -366,7 +366,7 @@ class Control:
         nothing = Estimate(*[float("nan")] * 3, len(columns))
         return {m: found.get(m, [nothing] * (1 if m in OVER_K else k)) for m in METRICS}
 
-# %% ../nbs/09_control.ipynb #3544a8cc
+# %% ../nbs/09_control.ipynb #be006e25
 def summarise_control(
     control: Control,
 ) -> pd.DataFrame:  # columns sae, metric, k, value, lo, hi, n; k is missing where it does not apply, and the value where it is not defined
@@ -397,7 +397,7 @@ def control(
     clean, target = (Outcome(*(x.cpu() for x in outcome)) for outcome in (stage.untouched, editing.target))
     return Control(stage.section.name, ks, clean, target, skyline, methods, tuple(readings), passes.forward)
 
-# %% ../nbs/09_control.ipynb #c7146dbe
+# %% ../nbs/09_control.ipynb #c8b4d082
 def plot_control(
     table: pd.DataFrame,  # of `summarise_control`, for one cross-section
     metric: str = "edit success",
@@ -406,7 +406,7 @@ def plot_control(
     rows = table[(table.metric == metric) & table.value.notna()]
     if rows.k.isna().all(): raise ValueError(f"there is nothing to draw: no row of the table has {metric!r} for any k")
     weight = table[table.metric == "weight removed"].set_index(["sae", "k"]).value
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), sharey=True, layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.4), dpi=75, sharey=True, layout="constrained")
     for name, curve in rows[rows.k.notna()].groupby("sae", sort=False):
         k, value, x = curve.k.astype(int), curve.value, [weight[name, k] for k in curve.k]
         line, = left.plot(k, value, marker=".", lw=1, label=name.replace("$", r"\$"))

@@ -112,6 +112,14 @@ def test_choosing_among_the_active_equals_choosing_among_all(seed):
             assert moves.removed(k)[p].item() == pytest.approx(removed) and moves.count(k)[p] == (expected[p, :k] >= 0).sum()
 
 
+def test_where_nothing_is_missing_nothing_is_done():
+    U = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    codes = torch.eye(9)[:3]
+    moves = choose_moves(codes @ U, codes @ U, sparse(codes, U), sparse(codes, U), 5)
+    assert moves.count(5).tolist() == [0, 0, 0] and moves.removed(5).tolist() == [0, 0, 0]
+    assert_close(moves.edit(codes @ U, 5), codes @ U)
+
+
 @given(st.lists(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_weights_add_up_to_one(rows):
     latents = torch.tensor(rows, dtype=torch.double)
