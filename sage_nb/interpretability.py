@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'BLOCK', 'THRESHOLDS', 'Activity', 'activity', 'Predicate', 
            'share_covered', 'Interpretations', 'interpret', 'keep_interpretable', 'occlusion', 'plot_occlusion',
            'oversplitting', 'plot_oversplitting']
 
-# %% ../nbs/10_interpretability.ipynb #851be90a
+# %% ../nbs/10_interpretability.ipynb #62206650
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +32,7 @@ from .reconstruction import Parts, decompose
 from .saes import Codes, SAESet
 from .stage import Stage, set_stage
 
-# %% ../nbs/10_interpretability.ipynb #7cb9cd25
+# %% ../nbs/10_interpretability.ipynb #d622444b
 @dataclass(frozen=True)
 class Activity:
     "Which latents are active in which prompts; latents that never are have no column."
@@ -91,7 +91,7 @@ def activity(
             found.append(torch.stack([r.cpu() + rows.start, place, parts.indices[r, slots].cpu()]))
     return Activity.of(*torch.cat(found, 1).numpy(), tuple(places), len(prompts))
 
-# %% ../nbs/10_interpretability.ipynb #c3ba0b6e
+# %% ../nbs/10_interpretability.ipynb #7b9dca50
 class Predicate(NamedTuple):
     "A statement about a prompt's attributes: each of some attributes has one of some values."
     terms: tuple[tuple[str, tuple[str, ...]], ...]  # attribute and values; all must hold
@@ -124,7 +124,7 @@ def predicates(
     rows = np.repeat(np.arange(n), columns.shape[1])
     return found, csr_array((np.ones(columns.size, dtype=np.int32), (rows, columns.ravel())), shape=(n, len(found)))
 
-# %% ../nbs/10_interpretability.ipynb #1d078642
+# %% ../nbs/10_interpretability.ipynb #dc0bd649
 def f1(m: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:
     "Of shares of prompts (active and holds, active, holds); 0 where neither ever is."
     return 2 * m[..., 0] / (m[..., 1] + m[..., 2]).clamp(min=torch.finfo(m.dtype).tiny)
@@ -149,7 +149,7 @@ def greedy_unions(
         hit[r], size[r] = hit[r] + hits[r, v], size[r] + sizes[v]
     return chosen, best
 
-# %% ../nbs/10_interpretability.ipynb #9cd9d19f
+# %% ../nbs/10_interpretability.ipynb #622553ec
 BLOCK = 1024  # latents at a time
 
 
@@ -184,7 +184,7 @@ def _interpreted(on: csr_array, attributes: pd.DataFrame, most: int) -> tuple[li
                 best[start + i] = score[i]
     return found, best
 
-# %% ../nbs/10_interpretability.ipynb #9687edb9
+# %% ../nbs/10_interpretability.ipynb #d00ed931
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.double)
 
 
@@ -201,6 +201,16 @@ def share_covered(
     m = m.unflatten(-1, (-1, 3))
     occurs = m[..., 2] > 0
     return (_reaches(f1(m), threshold) & occurs).sum(-1) / occurs.sum(-1).to(m)
+
+
+def _estimates(parts: Mapping) -> dict:
+    "Several scores of columns, `key -> (columns, score)`, with their intervals from the same resamples."
+    n, found = len(next(iter(parts.values()))[0]), {}
+    counts = resample_counts(n)
+    for key, (columns, score) in parts.items():
+        lo, hi = score(counts @ columns.double() / n).quantile(_ENDS).tolist()
+        found[key] = Estimate(score(columns.double().mean(0)).item(), lo, hi, n)
+    return found
 
 
 @dataclass(frozen=True)
@@ -285,11 +295,12 @@ class Interpretations:
 
     def coverage_table(self, threshold: float = 0.5) -> pd.DataFrame:
         "By attribute: coverage, lo, hi, and what a latent that is always active would cover."
-        rows = {}
-        for a in self.attributes:
-            e, columns = self.coverage(threshold, a), self.columns_of_values(a).unflatten(1, (-1, 3)).clone()
-            columns[..., 1], columns[..., 0] = 1, columns[..., 2]
-            rows[a] = {"values": columns.shape[1], "coverage": e.value, "lo": e.lo, "hi": e.hi, "always": share_covered(columns.double().mean(0).flatten(), threshold).item()}
+        def score(m): return share_covered(m, threshold)
+        columns, rows = {a: self.columns_of_values(a) for a in self.attributes}, {}
+        for a, e in _estimates({a: (c, score) for a, c in columns.items()}).items():
+            holds = columns[a].double().mean(0)[2::3]
+            always = score(torch.stack([holds, torch.ones_like(holds), holds], 1).flatten()).item()
+            rows[a] = {"values": len(holds), "coverage": e.value, "lo": e.lo, "hi": e.hi, "always": always}
         return pd.DataFrame(rows).T.astype({"values": int}).rename_axis("attribute")
 
     def latents_for(self, attribute: str, place: Node | None = None) -> dict[str, list[int]]:
@@ -305,14 +316,15 @@ class Interpretations:
         return found
 
     def __str__(self):
+        coverage = self.coverage_table()
         lines = [f"{len(self.activity)} latents, found on {int((~self.scoring).sum())} prompts, scored on {int(self.scoring.sum())}",
                  "F1 at least 0.8: " + ", ".join(f"{kind} {e.value} [{e.lo:.0f}, {e.hi:.0f}]" for kind, e in self.counts().items()),
-                 "values with a latent of F1 at least 0.5: " + ", ".join(f"{a} {self.coverage(attribute=a)}" for a in self.attributes)]
+                 "values with a latent of F1 at least 0.5: " + ", ".join(f"{a} {r.coverage:.2f} [{r.lo:.2f}, {r.hi:.2f}]" for a, r in coverage.iterrows())]
         return "\n".join(lines)
 
     __repr__ = __str__
 
-    def _repr_html_(self, n: int = 20) -> str:
+    def _repr_html_(self, n: int = 12) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in str(self).splitlines())
         return lines + self.table.head(n).round(2).to_html(index=False, escape=True)
 
@@ -336,7 +348,7 @@ def interpret(
     found, best = _interpreted(on, part, most)
     return Interpretations(active, attributes, scoring, tuple(found), best, tuple(values), _entries(on, holds[~scoring][:, : len(values)]))
 
-# %% ../nbs/10_interpretability.ipynb #43f041c0
+# %% ../nbs/10_interpretability.ipynb #0a5b6ddd
 THRESHOLDS = tuple(i / 10 for i in range(11))
 
 
@@ -388,7 +400,7 @@ def keep_interpretable(
             columns[t] = faithfulness(stage, {node: whole[node] - d + d.mean(0) * (rest == "mean") for node, d in dropped.items()})
     return columns
 
-# %% ../nbs/10_interpretability.ipynb #79fd90b8
+# %% ../nbs/10_interpretability.ipynb #130ce625
 def occlusion(
     found: Interpretations,
     truth: Dictionaries,
@@ -420,7 +432,7 @@ def plot_occlusion(
     plt.close(fig)
     return fig
 
-# %% ../nbs/10_interpretability.ipynb #fd8ac30e
+# %% ../nbs/10_interpretability.ipynb #32b8d1da
 def oversplitting(
     found: Interpretations,
     attribute: str,
@@ -428,23 +440,23 @@ def oversplitting(
     min_active: int = 5,  # least number of prompts, of those that interpretations were found on, in which a latent must be active
 ) -> pd.DataFrame:
     "By value: latents specific to it, F1 of the best latent, F1 of all specific latents together, each with lo and hi."
-    past, part, rows = found.activity.on[~found.scoring], found.attributes[found.scoring], {}
-    on, active = found.activity.on[found.scoring], past.sum(0)
-    for i in found._of(attribute):
-        value = found.values[i]
+    past, now, part, numbers = found.activity.on[~found.scoring], found.activity.on[found.scoring], found.attributes[found.scoring], {}
+    best, active = found.columns_of_values(attribute).unflatten(1, (-1, 3)), past.sum(0)
+    for i, which in enumerate(found._of(attribute)):
+        value = found.values[which]
         hits = past.T @ value.holds(found.attributes[~found.scoring]).astype(np.int32)
-        specific = np.flatnonzero((active >= min_active) & (hits >= precision * active))
-        mine, holds = on[:, specific].toarray().astype(bool), value.holds(part)[:, None]
-        joint = np.concatenate([(some := mine.any(1, keepdims=True)) & holds, some, holds], 1)
-        numbers = {"latents": interval(torch.from_numpy(np.concatenate([mine & holds, mine], 1)).float(), lambda m: _specific(m, precision)) if len(specific) else Estimate(0.0, 0.0, 0.0, len(part)),
-                   "best": interval(found.columns_of_values(attribute).unflatten(1, (-1, 3))[:, len(rows)], f1), "joint": interval(torch.from_numpy(joint).float(), f1)}
-        rows[value.terms[0][1][0]] = {k: v for name, e in numbers.items() for k, v in ((name, e.value), (f"{name} lo", e.lo), (f"{name} hi", e.hi))}
+        on, holds = (torch.from_numpy(x) for x in (now[:, np.flatnonzero((active >= min_active) & (hits >= precision * active - 1e-9))].toarray() > 0, value.holds(part)[:, None]))
+        some, name = on.any(1, keepdim=True), value.terms[0][1][0]
+        numbers[name, "latents"] = torch.cat([on & holds, on], 1), lambda m: _specific(m, precision)
+        numbers[name, "best"], numbers[name, "joint"] = (best[:, i], f1), (torch.cat([some & holds, some, holds], 1), f1)
+    rows = {}
+    for (name, what), e in _estimates(numbers).items(): rows.setdefault(name, {}).update({what: e.value, f"{what} lo": e.lo, f"{what} hi": e.hi})
     return pd.DataFrame(rows).T.rename_axis(attribute)
 
 
 def _specific(m: Float[Tensor, "... column"], precision: float) -> Float[Tensor, "..."]:
     "How many latents are precise, of shares of prompts: active with the value for each latent, then active for each."
-    hits, active = m.chunk(2, -1)
+    hits, active = m.unflatten(-1, (2, m.shape[-1] // 2)).unbind(-2)
     return ((hits >= precision * active - 1e-9) & (active > 0)).sum(-1).to(m)
 
 
