@@ -14,7 +14,6 @@ from sage_nb.control import (KS, METRICS, NO_EDIT, OVER_K, SUPERVISED, Control, 
 from sage_nb.intervals import interval
 from sage_nb.reconstruction import Parts, decompose
 from sage_nb.saes import SAESet, identity_sae, supervised_as_sae
-from sage_nb.sections import CrossSection
 from sage_nb.stage import Outcome, set_stage, supervised_edit
 
 
