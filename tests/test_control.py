@@ -297,6 +297,7 @@ def test_isolation_counts_what_the_counterfactual_does_not_change(stages, truth)
     other = {node: truth[node].edit(x, "Pos", attributes, flipped) for node, x in editing.stage.acts.items()}
     assert isolation(readings, truth, editing.stage.acts).eq(1).all() and isolation(readings, truth, editing.acts).eq(1).all()
     assert isolation(readings, truth, other).mean() < 0.2
+    assert isolation(read_others(replace(editing, acts=other), truth), truth, other).eq(1).all(), "what the counterfactual changes too is no fault"
     assert isolation({}, truth, other).isnan().all()
 
 
