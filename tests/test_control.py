@@ -14,7 +14,6 @@ from sage_nb.control import (KS, METRICS, NO_EDIT, OVER_K, SUPERVISED, Control, 
 from sage_nb.intervals import interval
 from sage_nb.reconstruction import Parts, decompose
 from sage_nb.saes import SAESet, identity_sae, supervised_as_sae
-from sage_nb.sections import CrossSection
 from sage_nb.stage import Outcome, set_stage, supervised_edit
 
 
@@ -298,6 +297,7 @@ def test_isolation_counts_what_the_counterfactual_does_not_change(stages, truth)
     other = {node: truth[node].edit(x, "Pos", attributes, flipped) for node, x in editing.stage.acts.items()}
     assert isolation(readings, truth, editing.stage.acts).eq(1).all() and isolation(readings, truth, editing.acts).eq(1).all()
     assert isolation(readings, truth, other).mean() < 0.2
+    assert isolation(read_others(replace(editing, acts=other), truth), truth, other).eq(1).all(), "what the counterfactual changes too is no fault"
     assert isolation({}, truth, other).isnan().all()
 
 
