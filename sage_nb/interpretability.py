@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'BLOCK', 'THRESHOLDS', 'Activity', 'activity', 'Predicate', 
            'share_covered', 'Interpretations', 'interpret', 'keep_interpretable', 'occlusion', 'plot_occlusion',
            'oversplitting', 'plot_oversplitting']
 
-# %% ../nbs/10_interpretability.ipynb #62206650
+# %% ../nbs/10_interpretability.ipynb #24ba3d5b
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +32,7 @@ from .reconstruction import Parts, decompose
 from .saes import Codes, SAESet
 from .stage import Stage, set_stage
 
-# %% ../nbs/10_interpretability.ipynb #d622444b
+# %% ../nbs/10_interpretability.ipynb #91101aab
 @dataclass(frozen=True)
 class Activity:
     "Which latents are active in which prompts; latents that never are have no column."
@@ -91,7 +91,7 @@ def activity(
             found.append(torch.stack([r.cpu() + rows.start, place, parts.indices[r, slots].cpu()]))
     return Activity.of(*torch.cat(found, 1).numpy(), tuple(places), len(prompts))
 
-# %% ../nbs/10_interpretability.ipynb #7b9dca50
+# %% ../nbs/10_interpretability.ipynb #28b5277f
 class Predicate(NamedTuple):
     "A statement about a prompt's attributes: each of some attributes has one of some values."
     terms: tuple[tuple[str, tuple[str, ...]], ...]  # attribute and values; all must hold
@@ -124,7 +124,7 @@ def predicates(
     rows = np.repeat(np.arange(n), columns.shape[1])
     return found, csr_array((np.ones(columns.size, dtype=np.int32), (rows, columns.ravel())), shape=(n, len(found)))
 
-# %% ../nbs/10_interpretability.ipynb #dc0bd649
+# %% ../nbs/10_interpretability.ipynb #85ffec41
 def f1(m: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:
     "Of shares of prompts (active and holds, active, holds); 0 where neither ever is."
     return 2 * m[..., 0] / (m[..., 1] + m[..., 2]).clamp(min=torch.finfo(m.dtype).tiny)
@@ -149,7 +149,7 @@ def greedy_unions(
         hit[r], size[r] = hit[r] + hits[r, v], size[r] + sizes[v]
     return chosen, best
 
-# %% ../nbs/10_interpretability.ipynb #622553ec
+# %% ../nbs/10_interpretability.ipynb #cb1d0a43
 BLOCK = 1024  # latents at a time
 
 
@@ -184,7 +184,7 @@ def _interpreted(on: csr_array, attributes: pd.DataFrame, most: int) -> tuple[li
                 best[start + i] = score[i]
     return found, best
 
-# %% ../nbs/10_interpretability.ipynb #d00ed931
+# %% ../nbs/10_interpretability.ipynb #d8b11753
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.double)
 
 
@@ -348,7 +348,7 @@ def interpret(
     found, best = _interpreted(on, part, most)
     return Interpretations(active, attributes, scoring, tuple(found), best, tuple(values), _entries(on, holds[~scoring][:, : len(values)]))
 
-# %% ../nbs/10_interpretability.ipynb #0a5b6ddd
+# %% ../nbs/10_interpretability.ipynb #47e19867
 THRESHOLDS = tuple(i / 10 for i in range(11))
 
 
@@ -400,7 +400,7 @@ def keep_interpretable(
             columns[t] = faithfulness(stage, {node: whole[node] - d + d.mean(0) * (rest == "mean") for node, d in dropped.items()})
     return columns
 
-# %% ../nbs/10_interpretability.ipynb #130ce625
+# %% ../nbs/10_interpretability.ipynb #7636ca90
 def occlusion(
     found: Interpretations,
     truth: Dictionaries,
@@ -427,12 +427,12 @@ def plot_occlusion(
     for i, (name, t) in enumerate(tables.items()):
         ax.errorbar(t.norm, t.coverage, np.stack([t.coverage - t.lo, t.hi - t.coverage]).clip(min=0), marker="os^Dv"[i % 5], lw=0, elinewidth=1, label=_plain(name))
     for a, row in next(iter(tables.values())).iterrows(): ax.annotate(_plain(a), (row.norm, 1.06), ha="center", fontsize=9)
-    ax.set(xlabel="norm of the supervised vectors", ylabel="share of values covered", ylim=(-0.08, 1.18))
+    ax.set(xlabel="norm of the supervised vectors", ylabel="share of values covered", ylim=(-0.08, 1.18), xscale="log")
     ax.margins(x=0.15), ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     plt.close(fig)
     return fig
 
-# %% ../nbs/10_interpretability.ipynb #32b8d1da
+# %% ../nbs/10_interpretability.ipynb #82388bba
 def oversplitting(
     found: Interpretations,
     attribute: str,
@@ -464,12 +464,12 @@ def plot_oversplitting(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `oversplitting`
 ) -> Figure:
     "Latents specific to each value, as bars with intervals."
-    fig, ax = plt.subplots(figsize=(5, 2.6), layout="constrained")
+    fig, ax = plt.subplots(figsize=(4.6, 2.4), layout="constrained")
     width = 0.8 / len(tables)
     for i, (name, t) in enumerate(tables.items()):
         error = np.stack([t.latents - t["latents lo"], t["latents hi"] - t.latents]).clip(min=0)
         ax.bar(np.arange(len(t)) + (i - (len(tables) - 1) / 2) * width, t.latents, width, yerr=error, error_kw=dict(lw=1), label=_plain(name))
     ax.set(ylabel="specific latents", xlabel=_plain(t.index.name), xticks=range(len(t)), xticklabels=map(_plain, t.index))
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     plt.close(fig)
     return fig
