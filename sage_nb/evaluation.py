@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'check_saes', 'by_f1', 'task_hash', 'saes_hash', 'evaluate']
 
-# %% ../nbs/12_evaluation.ipynb #d19c6129
+# %% ../nbs/12_evaluation.ipynb #9648f9d8
 import hashlib
 import platform
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ from .sections import CrossSection, CrossSections
 from .stage import Stage, set_stage
 from .tasks import Task
 
-# %% ../nbs/12_evaluation.ipynb #b2fca6e5
+# %% ../nbs/12_evaluation.ipynb #20065fee
 def _tokens_at(model, prompts, place: Node) -> Float[Tensor, "token d"]:
     "The activations at an SAE's place: at its position if it has one, else at all tokens up to END but <bos>, whose activations are of another size in large models."
     x, pos = capture(model, prompts, [place])[place], torch.arange(prompts.tokens.shape[1])
@@ -75,7 +75,7 @@ def check_saes(
         rows[str(place)] = {"variance explained": r2.item(), "L0": codes.l0, "loss recovered": recovered}
     return pd.DataFrame(rows).T.rename_axis("place")
 
-# %% ../nbs/12_evaluation.ipynb #60690498
+# %% ../nbs/12_evaluation.ipynb #4a42e3eb
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -104,7 +104,7 @@ def _baselines(model, task, sets: list[SAESet], l0: dict[str, float], twins: boo
         found.setdefault(name, _like(s, name, lambda sae: pca_sae(acts[sae.node], k, sae.node, name)))
     return list(found.values())
 
-# %% ../nbs/12_evaluation.ipynb #2ea1efe7
+# %% ../nbs/12_evaluation.ipynb #89eddf76
 def by_f1(found: Interpretations, attribute: str) -> Order:
     "Take latents in the order of their F1 for the value that is edited."
     tables = {place: found.latents_for(attribute, place) for place in found.activity.places}
@@ -210,7 +210,7 @@ def _try_section(model, task, section, truth, sets, identity, evaluated, tests, 
         _test_3(found, stage, editing, task, truth, [*sets, supervised, identity], evaluated, ks, route)
     return found
 
-# %% ../nbs/12_evaluation.ipynb #6b656466
+# %% ../nbs/12_evaluation.ipynb #47166245
 def _digest(tensors) -> str:
     digest = hashlib.sha256()
     for t in tensors: digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'Evidence', 'score_parts', 'sage_score', 'Comparison', 'compare']
 
-# %% ../nbs/11_score.ipynb #e8deb8e5
+# %% ../nbs/11_score.ipynb #da240f49
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from .faithfulness import fraction_recovered, necessity
 from .interpretability import share_covered
 from .intervals import Estimate, interval
 
-# %% ../nbs/11_score.ipynb #8ea4e89a
+# %% ../nbs/11_score.ipynb #8d3bbc10
 PARTS = ("fraction recovered", "necessity", "controllability", "coverage")
 
 
@@ -66,7 +66,7 @@ def sage_score(
     "Mean over sections of the mean of the parts, in [0, 1]; 1 is best."
     return interval(torch.cat([e.columns for e in evidence], 1), lambda m: _score(score_parts(evidence, m)))
 
-# %% ../nbs/11_score.ipynb #a3fd8923
+# %% ../nbs/11_score.ipynb #fe5e38d0
 @dataclass(frozen=True)
 class Comparison:
     "The difference of two scores."

@@ -6,7 +6,7 @@
 __all__ = ['LADDERS', 'UNMOVED', 'RUNGS', 'noisy', 'dropped', 'merged', 'split', 'ladder', 'Validation', 'validate_score',
            'interval_coverage']
 
-# %% ../nbs/13_validation.ipynb #7dd9748e
+# %% ../nbs/13_validation.ipynb #89e2a854
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from .score import PARTS, Evidence, sage_score, score_parts
 from .sections import CrossSections
 from .tasks import Task
 
-# %% ../nbs/13_validation.ipynb #3a6df21a
+# %% ../nbs/13_validation.ipynb #0eb9109f
 def _with(sae: SparseSAE, name: str, W_dec, recode: Callable[[Codes], Codes] = lambda codes: codes) -> SparseSAE:
     "The SAE with other vectors, and its codes changed."
     return replace(sae, W_dec=W_dec, encoder=lambda x: recode(sae.encode(x)), name=name)
@@ -84,7 +84,7 @@ def ladder(
     def spoiled(node, i, r): return LADDERS[how](supervised_as_sae(truth[node], node), r, torch.Generator().manual_seed(seed + i))
     return [SAESet(f"{how} {r:g}", {node: spoiled(node, i, r) for i, node in enumerate(nodes)}) for r in rungs]
 
-# %% ../nbs/13_validation.ipynb #31b63b20
+# %% ../nbs/13_validation.ipynb #8e4cf1a4
 @dataclass(frozen=True)
 class Validation:
     "What the score made of SAEs of known quality."
@@ -122,7 +122,7 @@ def validate_score(
     ranks = pd.DataFrame({how: {part: float("nan") if part in UNMOVED.get(how, ()) else _rank(values.loc[how, part], quality) for part in values} for how in ladders}).T
     return Validation(report, ranks, values)
 
-# %% ../nbs/13_validation.ipynb #df380275
+# %% ../nbs/13_validation.ipynb #9818d7dc
 def interval_coverage(
     evidence: Sequence[Evidence],  # of one SAE: the population of prompts
     n: int = 128,  # prompts in a sample
