@@ -7,6 +7,7 @@ __all__ = ['Estimate', 'resample_counts', 'interval']
 
 # %% ../nbs/00_intervals.ipynb #43aced3f
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Estimate(NamedTuple):
         return self.lo > 0 or self.hi < 0
 
 
+@lru_cache(maxsize=4)  # every number of an evaluation is resampled alike; whoever gets the counts must not change them
 def resample_counts(
     n: int,  # prompts
     n_resamples: int = 2000,
