@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
 from sage_nb.activations import Node
-from sage_nb.attribution import NodeScores, agreement
+from sage_nb.attribution import NodeScores
+from sage_nb.quality import agreement
 from sage_nb.intervals import interval, resample_counts
 
 data = arrays(float, st.integers(2, 30), elements=st.floats(-100, 100, width=32))
