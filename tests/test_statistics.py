@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from sage_nb.activations import Node
 from sage_nb.attribution import NodeScores
-from sage_nb.quality import agreement
 from sage_nb.intervals import interval, resample_counts
+from sage_nb.quality import agreement
 
 data = arrays(float, st.integers(2, 30), elements=st.floats(-100, 100, width=32))
 
@@ -120,7 +120,7 @@ def test_agreement_equals_numbers_worked_out_by_hand():
     found = agreement(scores("AtP", [0.9, -0.8, 0.1, 0.5, 0.3]), scores("exact", [1.0, 0.0, -0.5, 0.04, 0.2]))
     # by size: 0.9 matters, 0.8 not, 0.5 not, 0.3 matters, 0.1 matters: precision 1/1, 2/4 and 3/5 at those that matter
     assert found["average precision"] == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
-    assert found["nodes that matter"] == 3 and found["largest effect"] == pytest.approx(1.0)
+    assert found["matter"] == 3 and found["nodes"] == 5 and found["largest effect"] == pytest.approx(1.0)
     # ranks 5 1 2 4 3 and 5 2 1 3 4: the squared differences sum to 4, and 1 − 6 · 4 / (5 · 24) = 0.8
     assert found["spearman"] == pytest.approx(0.8)
     # means 0.2 and 0.148: Σ dx dy = 0.782, Σ dx² = 1.6, Σ dy² = 1.18208
