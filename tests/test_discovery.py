@@ -1,0 +1,74 @@
+"""Discovery where the truth is known: a hand-written circuit, labels drawn by lot, and joint effects patched again."""
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from sage_nb.activations import Node, capture, count_passes, run
+from sage_nb.attribution import all_nodes, attribution_patching, exact_patching
+from sage_nb.models import load_model
+from sage_nb.planted import planted_circuit
+from sage_nb.quality import METHODS, agreement, discovery_quality
+from sage_nb.recipes import RECIPES, labels_by_lot
+from sage_nb.sections import find_cross_sections
+from sage_nb.tasks import load_task
+
+
+@pytest.mark.parametrize("sharpness,leak,seed", [(6, 0.0, 0), (15, 0.02, 1), (30, 0.05, 2)])
+def test_the_planted_circuit_is_returned_exactly(sharpness, leak, seed):
+    planted = planted_circuit(sharpness, leak, seed)
+    found = find_cross_sections(planted.model, planted.task(160, seed), verbose=False)
+    for attribute, circuit in planted.circuit.items():
+        assert {node for s in found.of(attribute) for node in s.nodes} == circuit, attribute
+
+
+def test_plain_attribution_ranks_saturated_queries_below_decoys_and_the_qk_fix_does_not():
+    planted = planted_circuit()
+    task, nodes = planted.task(64), [Node("q", layer, head, "END") for layer in range(2) for head in range(4)]
+    exact = exact_patching(planted.model, task, "which", nodes)
+    plain, fixed = (attribution_patching(planted.model, task, "which", nodes, qk_fix=fix) for fix in (False, True))
+    assert agreement(plain, exact)["average precision"] < 0.5
+    assert torch.allclose(fixed.share[torch.tensor([5, 6])], exact.share[torch.tensor([5, 6])], atol=1e-3)
+    assert agreement(fixed, exact)["average precision"] == 1
+
+
+@pytest.mark.parametrize("name,recipe", [("tiny-gpt2", "agreement"), ("tiny-pythia", "pronoun"), ("tiny-gemma", "order")])
+def test_labels_by_lot_have_no_cross_section(name, recipe):
+    model = load_model(name)
+    for seed in (0, 1):
+        task = load_task(labels_by_lot(RECIPES[recipe]), model, n=48, seed=seed)
+        found = find_cross_sections(model, task, max_prompts=24, steps=1, verbose=False)
+        assert not len(found) and list(found.missing())
+
+
+def test_a_section_s_effects_are_those_of_patching_its_nodes_together(model, task, sections):
+    used = task.train[:96]
+    for s in sections:
+        there = capture(model, used.counterfactual(s.attribute).prompts, s.nodes)
+        metric = used.metric(s.attribute)
+        clean, patched = run(model, used.prompts, metric), run(model, used.prompts, metric, there)
+        assert s.effect.value == pytest.approx(((patched - clean).mean() / clean.mean()).item(), abs=1e-5)
+        assert s.curve[len(s.nodes)] == s.effect and max(s.curve) == 16 and list(s.curve) == sorted(s.curve)
+
+
+def test_quality_equals_scikit_learn_on_the_scores_themselves(model, task):
+    few, sites = task[:16], ("v", "z", "resid_mid")
+    quality = discovery_quality(model, few, ["IO"], sites, progress=False).set_index(["site", "method"])
+    nodes = all_nodes(model, few.prompts.positions, sites)
+    exact = exact_patching(model, few, "IO", nodes).share
+    for method, how in METHODS.items():
+        share = attribution_patching(model, few, "IO", nodes, **how).share
+        for site in ("all", *sites):
+            mine = torch.tensor([site in ("all", n.site) for n in nodes])
+            matters, size = exact[mine].abs() >= 0.05, share[mine].abs()
+            assert quality.loc[(site, method), "average precision"] == pytest.approx(average_precision_score(matters, size))
+            assert quality.loc[(site, method), "AUROC"] == pytest.approx(roc_auc_score(matters, size))
+            assert quality.loc[(site, method), "matter"] == matters.sum()
+
+
+def test_passes_are_counted_by_prompts_and_blocks(random_model):
+    task = load_task("ioi", random_model, n=24)[:6]
+    nodes = [Node("z", 0, 0, "END"), Node("z", 2, 1, "END"), Node("v", 3, 0, "IO")]
+    with count_passes(random_model, 6) as passes: exact_patching(random_model, task, "IO", nodes, batch_size=4)
+    assert passes.forward == pytest.approx(1 + 1 + (4 + 2 + 1) / 4) and passes.backward == 0  # counterfactuals, clean, and from layers 0, 2 and 3 on
+    with count_passes(random_model, 6) as passes: attribution_patching(random_model, task, "IO", nodes, qk_fix=True, batch_size=4)
+    assert (passes.forward, passes.backward) == (2, 1)
