@@ -25,7 +25,8 @@ HOW = {"AtP": {}, "QK": {"qk_fix": True}, "paths": {"steps": 3}, "paths and QK":
 
 def from_config(**options):
     "A small HookedTransformer with random weights, whose attention is far from uniform."
-    cfg = HookedTransformerConfig(**dict(n_layers=2, d_model=32, n_heads=4, d_head=16, n_ctx=12, d_vocab=20, act_fn="gelu", dtype=torch.float64) | options)
+    shape = dict(n_layers=2, d_model=32, n_heads=4, d_head=16, n_ctx=12, d_vocab=20, act_fn="gelu", dtype=torch.float64)
+    cfg = HookedTransformerConfig(**shape | options)
     model, g = HookedTransformer(cfg).eval().requires_grad_(False), torch.Generator().manual_seed(0)
     for p in model.parameters(): p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) / 2)
     return model
@@ -168,7 +169,7 @@ def test_integrated_gradients_of_the_embedding_add_up_to_the_exact_effect(model,
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_effects_are_exact_where_the_metric_is_linear(name):
-    "With one layer of attention and no norm, logits are linear in the pattern and in z, and in v: what is left of q and k is the softmax, which the QK fix takes exactly."
+    "With one layer of attention and no norm, logits are linear in the pattern, in z and in v; all that is left to q and k is the softmax."
     model = from_config(n_layers=1, attn_only=True, normalization_type=None, **CONFIGS[name])
     (prompts, cf), nodes = random_pair(), all_nodes(model, ["A", "END"])
     clean, patched = run_each(model, prompts, first_logit, capture(model, cf, nodes))
