@@ -144,7 +144,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="4 layers, 16 prompts, one run of each: shows that it works, and no more")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     args = parser.parse_args()
-    layers, n, runs, sample = (4, 16, 1, 4) if args.quick else (12, 64, 3, 8)
+    layers, n, runs, sample = (4, 16, 1, 4) if args.quick else (12, 64, 3, 6)
     name = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name(args.device)
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformer_lens", "transformers"))
     print(f"{layers} layers, {n} prompts of {TOKENS} tokens; {name}, {torch.get_num_threads()} threads; {versions}", flush=True)

@@ -25,7 +25,8 @@ HOW = {"AtP": {}, "QK": {"qk_fix": True}, "paths": {"steps": 3}, "paths and QK":
 
 def from_config(**options):
     "A small HookedTransformer with random weights, whose attention is far from uniform."
-    cfg = HookedTransformerConfig(**dict(n_layers=2, d_model=32, n_heads=4, d_head=16, n_ctx=12, d_vocab=20, act_fn="gelu", dtype=torch.float64) | options)
+    shape = dict(n_layers=2, d_model=32, n_heads=4, d_head=16, n_ctx=12, d_vocab=20, act_fn="gelu", dtype=torch.float64)
+    cfg = HookedTransformerConfig(**shape | options)
     model, g = HookedTransformer(cfg).eval().requires_grad_(False), torch.Generator().manual_seed(0)
     for p in model.parameters(): p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) / 2)
     return model
@@ -43,16 +44,23 @@ def random_pair():
 def first_logit(logits, rows): return logits[:, 0]
 
 
+def logit_difference(logits, rows): return logits[:, 0] - logits[:, 1]
+
+
 class Plain:
     "The first-order effects of prompt `i`, by TransformerLens's own hooks and one gradient with respect to what is added at each node."
 
-    def __init__(self, model, task, attribute, i):
-        self.model, cf, self.end = model, task.counterfactual(attribute), task.prompts.index("END")[i]
-        self.tokens, self.tokens_cf = (p.tokens[i : i + 1] for p in (task.prompts, cf.prompts))
-        self.place, self.place_cf = ({r: index[i].item() for r, index in p.positions.items()} for p in (task.prompts, cf.prompts))
-        self.right, self.wrong = task.answers[i], cf.distractors[i]
+    def __init__(self, model, prompts, cf, right, wrong, i):
+        self.model, self.end, self.right, self.wrong = model, prompts.index("END")[i], right, wrong
+        self.tokens, self.tokens_cf = (p.tokens[i : i + 1] for p in (prompts, cf))
+        self.place, self.place_cf = ({r: index[i].item() for r, index in p.positions.items()} for p in (prompts, cf))
         with torch.no_grad(): self.here, self.there = (model.run_with_cache(t)[1] for t in (self.tokens, self.tokens_cf))
         self.pattern_change = cache(self.pattern_change)
+
+    @classmethod
+    def of(cls, model, task, attribute, i):
+        cf = task.counterfactual(attribute)
+        return cls(model, task.prompts, cf.prompts, task.answers[i], cf.distractors[i], i)
 
     def change(self, node): return self.at(self.there, node, self.place_cf) - self.at(self.here, node, self.place)
 
@@ -123,7 +131,7 @@ class Plain:
 
 @pytest.mark.parametrize("attribute", ["IO", "S", "Pos"])
 def test_first_order_effects_equal_a_plain_loop(random_model, random_task, attribute):
-    nodes, plain, found = few_nodes(random_model, 11), Plain(random_model, random_task, attribute, 4), []
+    nodes, plain, found = few_nodes(random_model, 11), Plain.of(random_model, random_task, attribute, 4), []
     for how in HOW.values():
         found.append(attribution_patching(random_model, random_task, attribute, nodes, **how).effects[4])
         assert_close(found[-1], plain.effects(nodes, **how))
@@ -138,7 +146,16 @@ def test_first_order_effects_equal_a_plain_loop(random_model, random_task, attri
 def test_first_order_effects_equal_a_plain_loop_on_the_trained_model(model, aligned, how):
     nodes = all_nodes(model, ["S2", "END"])[::5]
     ours = attribution_patching(model, aligned, "S", nodes, **HOW[how])
-    assert_close(ours.effects[2], Plain(model, aligned, "S", 2).effects(nodes, **HOW[how]))
+    assert_close(ours.effects[2], Plain.of(model, aligned, "S", 2).effects(nodes, **HOW[how]))
+
+
+def test_first_order_effects_equal_a_plain_loop_where_neighbours_differ():
+    "Two neighbouring tokens are one thing, and some nodes change against the direction of every path."
+    model, (prompts, cf) = from_config(**CONFIGS["rotary"]), random_pair()
+    nodes = all_nodes(model, ["A", "END"], sites_of(model))
+    for how in (HOW["paths"], HOW["paths and QK"]):
+        ours = first_order(model, prompts, cf, nodes, logit_difference, **how)[1]
+        assert_close(ours, torch.stack([Plain(model, prompts, cf, 0, 1, i).effects(nodes, **how) for i in range(5)]))
 
 
 def test_integrated_gradients_of_the_embedding_add_up_to_the_exact_effect(model, aligned):
@@ -152,7 +169,7 @@ def test_integrated_gradients_of_the_embedding_add_up_to_the_exact_effect(model,
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_effects_are_exact_where_the_metric_is_linear(name):
-    "With one layer of attention and no norm, logits are linear in the pattern and in z, and in v: what is left of q and k is the softmax, which the QK fix takes exactly."
+    "With one layer of attention and no norm, logits are linear in the pattern, in z and in v; all that is left to q and k is the softmax."
     model = from_config(n_layers=1, attn_only=True, normalization_type=None, **CONFIGS[name])
     (prompts, cf), nodes = random_pair(), all_nodes(model, ["A", "END"])
     clean, patched = run_each(model, prompts, first_logit, capture(model, cf, nodes))
