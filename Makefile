@@ -32,7 +32,7 @@ $(ENV): requirements-dev.txt setup.py settings.ini
 	@touch $@
 
 demo: $(ENV) ## evaluate the embedded model and SAEs on IOI; writes demo/report.html
-	@$(BIN)/sage_nb evaluate --model tiny-gpt2 --task ioi --saes tiny-gpt2-res-topk --out demo
+	@$(BIN)/sage_nb evaluate --model tiny-gpt2 --task ioi --saes tiny-gpt2-res-topk --n 384 --out demo
 	@echo "The report: $(CURDIR)/demo/report.html"
 
 test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
@@ -45,7 +45,7 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@printf '\n== notebooks run ==\n'
 	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'
-	@$(PY) -m pytest -q tests
+	@$(PY) -m pytest -q -n 2 --dist loadfile tests
 
 export: $(ENV) ## write sage_nb/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export

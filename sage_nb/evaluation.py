@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'SKYLINE', 'IDENTITY', 'check_saes', 'by_f1', 'task_hash', 'saes_hash', 'evaluate']
 
-# %% ../nbs/13_evaluation.ipynb #a99ef693
+# %% ../nbs/13_evaluation.ipynb #354d8b88
 import hashlib
 import platform
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ from .sections import CrossSection, CrossSections
 from .stage import Stage, set_stage
 from .tasks import Task
 
-# %% ../nbs/13_evaluation.ipynb #b811deeb
+# %% ../nbs/13_evaluation.ipynb #6f17e5ad
 def _tokens_at(model, prompts, place: Node) -> Float[Tensor, "token d"]:
     "The activations at an SAE's place: at its position if it has one, else at all tokens up to END but <bos>, whose activations are of another size in large models."
     x, pos = capture(model, prompts, [place])[place], torch.arange(prompts.tokens.shape[1])
@@ -75,7 +75,7 @@ def check_saes(
         rows[str(place)] = {"variance explained": r2.item(), "L0": codes.l0, "loss recovered": recovered}
     return pd.DataFrame(rows).T.rename_axis("place")
 
-# %% ../nbs/13_evaluation.ipynb #56eca4ad
+# %% ../nbs/13_evaluation.ipynb #a66bd68a
 FLOOR, SKYLINE, IDENTITY = "mean ablation", "supervised", "identity"
 
 
@@ -104,7 +104,7 @@ def _baselines(model, task, sets: list[SAESet], l0: dict[str, float], twins: boo
         found.setdefault(name, _like(s, name, lambda sae: pca_sae(acts[sae.node], k, sae.node, name)))
     return list(found.values())
 
-# %% ../nbs/13_evaluation.ipynb #d0930acf
+# %% ../nbs/13_evaluation.ipynb #439637b2
 def by_f1(found: Interpretations, attribute: str) -> Order:
     "Take latents in the order of their F1 for the value that is edited."
     tables = {place: found.latents_for(attribute, place) for place in found.activity.places}
@@ -192,7 +192,7 @@ def _edited_attributes(stage: Stage) -> pd.DataFrame:
     return stage.task.attributes.assign(**{attribute: stage.task.counterfactual(attribute).values})
 
 
-def _try_section(model, task, section, truth, sets, identity, evaluated, tests, how, ks, criteria, batch_size) -> _Found:
+def _try_section(model, task, section, truth, sets, evaluated, tests, how, ks, criteria, batch_size) -> _Found:
     "All tests in one cross-section."
     stage = set_stage(model, task, section, truth, batch_size)
     columns, route = _test_1(stage, truth, sets, how), how["route"]
@@ -200,7 +200,7 @@ def _try_section(model, task, section, truth, sets, identity, evaluated, tests, 
     found = _Found(section, columns, "; ".join(criteria.failures(measures)), [])
     for name, c in columns.items(): found.rows += _rows(section, name, 1, summarise(c))
     found.rows += _rows(section, SKYLINE, 0, {name: e for name, e in measures.items() if name not in TEST_1})
-    editing = None
+    editing, identity = None, SAESet(IDENTITY, {node: identity_sae(x.shape[-1], node) for node, x in stage.acts.items()})
     if 2 in tests and measures["edit effect"].n >= 2:
         editing = editable(stage, truth)
         found.where = torch.stack([truth[node].knows(_edited_attributes(stage)) for node in section.nodes]).all(0)
@@ -210,7 +210,7 @@ def _try_section(model, task, section, truth, sets, identity, evaluated, tests, 
         _test_3(found, stage, editing, task, truth, [*sets, supervised, identity], evaluated, ks, route)
     return found
 
-# %% ../nbs/13_evaluation.ipynb #a1e6d368
+# %% ../nbs/13_evaluation.ipynb #1eeb83c6
 def _digest(tensors) -> str:
     digest = hashlib.sha256()
     for t in tensors: digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -283,9 +283,9 @@ def evaluate(
     figures = {s.name: check_saes(model, task, s, nodes, route) for s in given}
     sets = [_needed(s, nodes, route) for s in given]
     l0 = {name: f["L0"].mean() for name, f in figures.items()}
-    tried, identity = [*_baselines(model, task, sets, l0, twins), *sets], _like(sets[0], IDENTITY, lambda sae: identity_sae(sae.d_in, sae.node))
+    tried = [*_baselines(model, task, sets, l0, twins), *sets]
     with remembered(), count_passes(model, len(task)) as passes:
-        found = [_try_section(model, task, s, truth, tried, identity, list(figures) if order_by_f1 else [], tests, how, tuple(ks), criteria, batch_size)
+        found = [_try_section(model, task, s, truth, tried, list(figures) if order_by_f1 else [], tests, how, tuple(ks), criteria, batch_size)
                  for s in tqdm(sections, desc="evaluate", disable=not progress)]
     counted = [f for f in found if not f.verdict]
     if not counted: raise ValueError("no cross-section counts: " + "; ".join(f"{f.section.name}: {f.verdict}" for f in found))
