@@ -14,7 +14,7 @@ export WANDB_MODE ?= disabled
 # nothing here downloads a model, except in the targets where you ask for one; HF_HUB_OFFLINE=0 lifts it
 demo test notebooks docs: export HF_HUB_OFFLINE ?= 1
 # the embedded models are so small that a second thread gains nothing, and loses much when the core is wanted elsewhere
-demo test notebooks: export OMP_NUM_THREADS ?= 1
+demo test notebooks bench: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test export notebooks readme docs lab bench zoo wheel clean
 

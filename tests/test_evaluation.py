@@ -221,7 +221,7 @@ def test_reports_of_the_same_prompts_can_be_compared_and_others_not(model, repor
     other = evaluate(model, part, io_sections, truth, sae_sets[twin], ks=(1, 4), twins=False, progress=False)
     comparison = report.compare(trained.name, twin, other)
     assert comparison.difference.lo > 0 and comparison.difference.value == pytest.approx(report.scorecard().score[trained.name] - other.scorecard().score[twin])
-    few = evaluate(model, part[:200], io_sections, truth, sae_sets[twin], **ALONE)
+    few = evaluate(model, part[torch.arange(len(part)) % 2 == 0], io_sections, truth, sae_sets[twin], **ALONE)
     with pytest.raises(ValueError, match="different prompts"): report.compare(trained.name, twin, few)
     with pytest.raises(ValueError, match="is not in the report"): report.compare("nobody", trained.name)
 
