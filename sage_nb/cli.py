@@ -57,11 +57,12 @@ def evaluate(
     saes: str = "tiny-gpt2-res-topk",  # embedded set, folder or sae_lens release; several with commas
     n: int = 1024,  # prompts
     seed: int = 0,  # of the prompts
-    out: str = "results",  # folder for report.html, report.json and table.csv
+    out: str = "results",  # folder for report.html, report.json, evidence.safetensors, table.csv, and saebench/ with results in SAEBench's layout
 ):
     "Score SAEs on a task and write a report."
     report = run_evaluation(model, task, saes.split(","), n, seed)
     print(report)
+    report.save_saebench(Path(out) / "saebench")
     print("report:", report.save(out))
 
 # %% ../nbs/16_cli.ipynb #487ee402
