@@ -301,7 +301,7 @@ def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
     for layer in layers:
         place = str(trained.before(layer).node)
         assert bad.loc[place, "variance explained"] < good.loc[place, "variance explained"]
-        assert bad.loc[place, "loss recovered"] < good.loc[place, "loss recovered"] <= 1.01
+        assert 0.95 <= good.loc[place, "loss recovered"] <= 1.02
         assert bad.loc[place, "L0"] == good.loc[place, "L0"], "the encoder is the same"
         x = capture(model, part.prompts[:64], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
         x = torch.cat([row[1 : end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
