@@ -340,7 +340,7 @@ def test_effects_agree_most_at_one(e):
 def test_intervals_drawn_together_equal_intervals_drawn_alone(rows):
     columns = torch.tensor(rows)
     both = intervals(columns, {"each": lambda m: m, "sum": lambda m: m.sum(-1, keepdim=True)}, n_resamples=100)
-    assert both["each"] == [interval(columns[:, i], n_resamples=100) for i in range(3)]
+    assert both["each"] == [pytest.approx(interval(columns[:, i], n_resamples=100)) for i in range(3)]
     assert both["sum"] == [pytest.approx(interval(columns, lambda m: m.sum(-1), n_resamples=100))]
 
 
