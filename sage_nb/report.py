@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from .plots import plot_curves, plot_discovery, plot_faithfulness, to_html
 from .score import PARTS, Comparison, Evidence, compare, score_parts
@@ -36,10 +37,10 @@ _STYLE = ("body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em
 def _finite(value): return None if value is pd.NA or isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     "A reader sees the old file or the new one, never half of it."
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     part.replace(path)
 
 
@@ -151,8 +152,7 @@ class SageReport:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"{name}|{i}|{kind}": getattr(e, kind).contiguous() for name, some in self.evidence.items() for i, e in enumerate(some)
                    for kind in ("test_1", "control", "coverage") if getattr(e, kind) is not None}
-        save_file(tensors, folder / "evidence.safetensors.part")
-        (folder / "evidence.safetensors.part").replace(folder / "evidence.safetensors")
+        _write(folder / "evidence.safetensors", to_bytes(tensors))
         _write(folder / "report.json", self.to_json())
         _write(folder / "table.csv", self.table.to_csv(index=False))
         _write(folder / "report.html", f"<!doctype html><meta charset='utf-8'><title>SAGE report</title><style>{_STYLE}</style>{self._repr_html_()}")
