@@ -42,12 +42,13 @@ def run_evaluation(
     saes: Sequence[str],  # sets for `load_saes`
     n: int = 1024,  # prompts
     seed: int = 0,  # of the prompts
+    products: bool = False,  # let products of two attributes into the ground truth where cross-validation says that they help
 ) -> SageReport:
     "From names to a report: the six calls of the tutorial."
     loaded = load_model(model)
     made = load_task(task, loaded, n=n, seed=seed)
     sections = find_cross_sections(loaded, made)
-    truth = fit_dictionaries(loaded, made, sections)
+    truth = fit_dictionaries(loaded, made, sections, **(dict(products="auto", unseen="additive") if products else {}))
     return evaluate_saes(loaded, made, sections, truth, [load_saes(s) for s in saes])
 
 
@@ -57,10 +58,11 @@ def evaluate(
     saes: str = "tiny-gpt2-res-topk",  # embedded set, folder or sae_lens release; several with commas
     n: int = 1024,  # prompts
     seed: int = 0,  # of the prompts
+    products: bool = False,  # let products of two attributes into the ground truth where they help
     out: str = "results",  # folder for report.html, report.json, evidence.safetensors, table.csv, and saebench/ with results in SAEBench's layout
 ):
     "Score SAEs on a task and write a report."
-    report = run_evaluation(model, task, saes.split(","), n, seed)
+    report = run_evaluation(model, task, saes.split(","), n, seed, products)
     print(report)
     report.save_saebench(Path(out) / "saebench")
     print("report:", report.save(out))
