@@ -23,7 +23,7 @@ from .dictionaries import Dictionaries
 from .faithfulness import faithfulness, summarise
 from .intervals import Estimate, interval
 from .sections import CrossSection
-from .stage import EditStage, Stage, edit_effect, edit_floor, edit_success, set_edit_stage, set_stage, supervised_edit
+from .stage import EditStage, Stage, edit_effect, edit_floor, edit_success, editable_prompts, read_others, set_edit_stage, set_stage, supervised_edit
 from .tasks import Task
 
 # %% ../nbs/09_certificate.ipynb #33f2e17e
@@ -58,21 +58,14 @@ def off_target(
     edited: dict[Node, Float[Tensor, "prompt d_head"]],  # the section's activations after an edit of its attribute
 ) -> dict[str, Bool[Tensor, "prompt"]]:
     "By other attribute that can be read here: the prompts in which the edit changes the reading and the true counterfactual does not."
-    attributes, acts, found = editing.stage.task.attributes, editing.stage.acts, {}
-    first = truth[next(iter(acts))]
-    for other in attributes.columns.drop(editing.stage.section.attribute):
-        before, after, wanted = (truth.nearest(x, other) for x in (acts, edited, editing.acts))
-        chance = (first.counts[other].max() / first.counts[other].sum()).item()
-        accuracy = sum(b == v for b, v in zip(before, attributes[other])) / len(before)
-        if accuracy - chance < 0.5 * (1 - chance) or chance == 1: continue
-        found[other] = torch.tensor([b != a and b == w for b, a, w in zip(before, after, wanted)])
-    return found
+    return {other: torch.tensor([b != a and b == w for b, a, w in zip(before, truth.nearest(edited, other), wanted)])
+            for other, (before, wanted) in read_others(editing, truth).items()}
 
 
 def _edits(stage: Stage, truth: Dictionaries) -> dict[str, Estimate]:
     "What the certificate says of edits."
     editing = set_edit_stage(stage)
-    rows = torch.stack([truth[node].knows(editing.attributes) for node in stage.section.nodes]).all(0)
+    rows = editable_prompts(editing, truth)
     if rows.sum() < 2: return {"edit effect": Estimate(float("nan"), float("nan"), float("nan"), int(rows.sum()))}
     editing = editing.at(rows)
     edited = supervised_edit(editing, truth)

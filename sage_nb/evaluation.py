@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .activations import Node, capture, count_passes, hooked, remembered
 from .certificate import Criteria, certify
-from .control import KS, NO_EDIT, Control, Edited, Order, control, editable, summarise_control
+from .control import KS, Control, Edited, Order, control, summarise_control
 from .dictionaries import Dictionaries
 from .faithfulness import TEST_1, faithfulness, summarise
 from .interpretability import Interpretations, activity, interpret
@@ -31,7 +31,7 @@ from .report import COLUMNS, SageReport
 from .saes import SAESet, identity_sae, load_saes, pca_sae, random_decoder, supervised_as_sae
 from .score import PARTS, Evidence, sage_score, score_parts
 from .sections import CrossSection, CrossSections
-from .stage import Stage, set_stage
+from .stage import EditStage, Stage, editable_prompts, set_edit_stage, set_stage
 from .tasks import Task
 
 # %% ../nbs/13_evaluation.ipynb #6f17e5ad
@@ -146,9 +146,11 @@ class _Found:
         return Evidence(self.section.name, test_1, edits, coverage, control_.measure if control_ else None, control_.ks if control_ else KS)
 
 
+def _where(section) -> dict: return dict(attribute=section.attribute, section=section.name, site=section.site, position=section.position)
+
+
 def _rows(section, sae, test, estimates: dict[str, Estimate], k=None) -> list[dict]:
-    where = dict(attribute=section.attribute, section=section.name, site=section.site, position=section.position)
-    return [dict(sae=sae, **where, test=test, metric=metric, k=k, **e._asdict()) for metric, e in estimates.items()]
+    return [dict(sae=sae, **_where(section), test=test, metric=metric, k=k, **e._asdict()) for metric, e in estimates.items()]
 
 
 def _test_1(stage: Stage, truth: Dictionaries, sets: list[SAESet], how: dict) -> dict[str, Float[Tensor, "prompt 4"]]:
@@ -160,15 +162,13 @@ def _test_1(stage: Stage, truth: Dictionaries, sets: list[SAESet], how: dict) ->
     return found | {IDENTITY: torch.stack([clean, ablated, clean, ablated], 1)}
 
 
-def _test_2(found: _Found, editing, truth, sets: list[SAESet], ks, route) -> None:
+def _test_2(found: _Found, editing: EditStage, truth, sets: list[SAESet], ks, route) -> None:
     "Greedy edits of every candidate."
     c = control(editing, truth, sets, ks, route=route)
     n, none = len(c.clean.token), torch.zeros(len(c.clean.token), len(ks))
     fixed = {FLOOR: Edited(c.clean.token[:, None].expand(n, len(ks)), c.clean.metric[:, None].expand(n, len(ks)), none, none, none),
              SKYLINE: Edited(*(x.expand(n, len(ks)) for x in c.skyline))}
-    table = summarise_control(c)
-    where = dict(attribute=found.section.attribute, section=found.section.name, site=found.section.site, position=found.section.position)
-    found.rows += [dict(sae=row["sae"], **where, test=2, metric=row["metric"], k=row["k"], **{x: row[x] for x in ("value", "lo", "hi", "n")}) for row in table.to_dict("records")]
+    found.rows += [row | _where(found.section) | {"test": 2} for row in summarise_control(c).to_dict("records")]
     found.control = replace(c, methods=c.methods | fixed)
 
 
@@ -186,12 +186,6 @@ def _test_3(found: _Found, stage: Stage, editing, task: Task, truth, sets: list[
                 for k, e in zip(ks, c.estimates(saes.name)[metric]): found.rows += _rows(section, saes.name, 3, {f"{metric}, in order of F1": e}, k)
 
 
-def _edited_attributes(stage: Stage) -> pd.DataFrame:
-    "The attributes after an edit of the section's own."
-    attribute = stage.section.attribute
-    return stage.task.attributes.assign(**{attribute: stage.task.counterfactual(attribute).values})
-
-
 def _try_section(model, task, section, truth, sets, evaluated, tests, how, ks, criteria, batch_size) -> _Found:
     "All tests in one cross-section."
     stage = set_stage(model, task, section, truth, batch_size)
@@ -202,8 +196,9 @@ def _try_section(model, task, section, truth, sets, evaluated, tests, how, ks, c
     found.rows += _rows(section, SKYLINE, 0, {name: e for name, e in measures.items() if name not in TEST_1})
     editing, identity = None, SAESet(IDENTITY, {node: identity_sae(x.shape[-1], node) for node, x in stage.acts.items()})
     if 2 in tests and measures["edit effect"].n >= 2:
-        editing = editable(stage, truth)
-        found.where = torch.stack([truth[node].knows(_edited_attributes(stage)) for node in section.nodes]).all(0)
+        editing = set_edit_stage(stage)
+        found.where = editable_prompts(editing, truth)
+        editing = editing.at(found.where)
         _test_2(found, editing, truth, [*sets, identity], ks, route)
     if 3 in tests:
         supervised = SAESet(SKYLINE, {node: supervised_as_sae(truth[node], node) for node in section.nodes})

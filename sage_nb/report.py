@@ -17,7 +17,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
@@ -100,8 +99,7 @@ class SageReport:
         there = self if other is None else other
         for name, report in ((a, self), (b, there)):
             if name not in report.evidence: raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(report.evidence)})")
-        mine, theirs = (r.settings[what].get("hash") for r in (self, there) for what in ("task",))
-        if mine != theirs: raise ValueError("the two reports are of different prompts: evaluate both SAEs on the same task object")
+        if self.settings["task"].get("hash") != there.settings["task"].get("hash"): raise ValueError("the two reports are of different prompts: evaluate both SAEs on the same task object")
         return compare(self.evidence[a], there.evidence[b], (a, b))
 
     def __str__(self):

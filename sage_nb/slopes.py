@@ -6,7 +6,7 @@
 __all__ = ['START', 'changes', 'Slopes', 'first_order']
 
 # %% ../nbs/02_slopes.ipynb #b0cd32b0
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import einsum
