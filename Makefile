@@ -47,11 +47,11 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@printf '\n== tests/ ==\n'
 	@$(PY) -m pytest -q -n 2 --dist loadfile tests
 
-export: $(ENV) ## write sage_nb/*.py from the notebooks, and clean the notebooks
+export: $(ENV) ## write sage_nb/*/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 
-notebooks: $(ENV) ## run the notebooks and save their outputs (one: NB=nbs/00_activations.ipynb; FLAGS="slow gpu")
+notebooks: $(ENV) ## run the notebooks and save their outputs (one: NB=nbs/1_core/12_activations.ipynb; FLAGS="slow gpu")
 	@$(PY) scripts/run_notebooks.py --flags "$(FLAGS)" $(NB)
 
 readme: $(ENV) ## write README.md from nbs/index.ipynb
@@ -67,7 +67,7 @@ bench: $(ENV) ## run every benchmarks/*.py
 	@for f in $(sort $(wildcard benchmarks/*.py)); do echo "== $$f"; $(PY) $$f || exit 1; done
 
 zoo: $(ENV) ## train the embedded models and SAEs again, from nothing, into zoo/ (hours)
-	@$(PY) -c "from sage_nb.zoo import ZOO, make_zoo; [make_zoo(name) for name in ZOO]"
+	@$(PY) -c "from sage_nb.lab.zoo import ZOO, make_zoo; [make_zoo(name) for name in ZOO]"
 
 wheel: $(ENV) ## build the wheel and the source archive into dist/
 	@rm -rf build dist

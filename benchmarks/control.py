@@ -1,4 +1,4 @@
-"""What choosing latents costs: `choose_moves` beside the form that gives every latent of the SAE a vector in every prompt.
+"""What choosing latents costs: `choose_edits` beside the form that gives every latent of the SAE a vector in every prompt.
 
 Both make the same greedy choice with the same closed form of the gain. The dense form computes it for all latents, taken
 out and put in, from one tensor prompts x 2 latents x d; ours only for the active ones. Random directions, 64 latents
@@ -14,9 +14,9 @@ import time
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sage_nb.activations import Node
-from sage_nb.control import choose_moves
-from sage_nb.reconstruction import Parts
+from sage_nb.core.activations import Node
+from sage_nb.measures.control import choose_edits
+from sage_nb.saes.reconstruction import Decomposition
 
 ACTIVE, STEPS = 64, 32
 
@@ -50,7 +50,7 @@ def parts(codes, directions):
     "The active latents of dense codes, as `decompose` gives them."
     values, indices = codes.topk(ACTIVE, 1)
     bias = torch.zeros(len(codes), directions.shape[1])
-    return Parts(values[..., None] * directions[indices], indices, bias, bias, torch.zeros_like(indices), (Node("q", 0, 0, "END"),), "read")
+    return Decomposition(values[..., None] * directions[indices], indices, bias, bias, torch.zeros_like(indices), (Node("q", 0, 0, "END"),), "read")
 
 
 def seconds(call):
@@ -67,7 +67,7 @@ def measure(prompts, latents, d, rounds):
     codes = [torch.zeros_like(n).scatter(1, n.topk(ACTIVE).indices, torch.rand(prompts, ACTIVE, generator=g) + 0.1) for n in noise]
     x, target = (c @ directions for c in codes)
     # the parts are made inside, so that ours pays for looking the directions up as well
-    calls = {"ours": lambda: choose_moves(x, target, *(parts(c, directions) for c in codes), STEPS), "dense": lambda: dense(x, target, codes, directions, STEPS)}
+    calls = {"ours": lambda: choose_edits(x, target, *(parts(c, directions) for c in codes), STEPS), "dense": lambda: dense(x, target, codes, directions, STEPS)}
     largest = {}
     for name, call in calls.items():
         with Largest() as mode: found = call()

@@ -26,11 +26,11 @@ from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
-from sage_nb.activations import SITES, Prompts, capture, run_each
-from sage_nb.attribution import all_nodes
-from sage_nb.models import load_model
-from sage_nb.slopes import first_order
-from sage_nb.zoo import build_tokenizer
+from sage_nb.core.activations import SITES, Prompts, capture, run_each
+from sage_nb.discovery.attribution import all_nodes
+from sage_nb.core.models import load_model
+from sage_nb.discovery.attribution import first_order
+from sage_nb.lab.zoo import build_tokenizer
 
 TOKENS = 20
 POSITIONS = {"A": 4, "A+1": 5, "B": 12, "END": TOKENS - 1}

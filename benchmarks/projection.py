@@ -22,11 +22,12 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from sage_nb.activations import Node, Prompts
-from sage_nb.models import load_model
-from sage_nb.reconstruction import reconstruct
-from sage_nb.saes import BlockEncoder, SAESet, SparseSAE
-from sage_nb.zoo import build_tokenizer
+from sage_nb.core.activations import Node, Prompts
+from sage_nb.core.models import load_model
+from sage_nb.saes.reconstruction import reconstruct
+from sage_nb.saes.codes import BlockEncoder, SparseSAE
+from sage_nb.saes.sets import SAESet
+from sage_nb.lab.zoo import build_tokenizer
 
 LAYERS, VOCAB = 2, 1000
 

@@ -1,1 +1,22 @@
+"""Score sparse autoencoders of language models against ground-truth features of real tasks (SAGE)."""
+
 __version__ = "0.1.0"
+
+from importlib import import_module
+
+_HOMES = {  # public name -> the room that it lives in; imported when it is first asked for, since torch and its friends take seconds
+    "Node": "core.activations", "load_model": "core.models", "Task": "tasks.task", "load_task": "tasks.task",
+    "task_from_frame": "tasks.task", "task_from_json": "tasks.task", "task_from_rows": "tasks.task",
+    "find_cross_sections": "discovery.sections", "fit_dictionaries": "truth.dictionaries", "SAESet": "saes.sets",
+    "load_saes": "saes.sets", "certificate": "measures.certificate", "SageReport": "report.report",
+    "evaluate": "report.evaluation", "validate_score": "report.validation",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__(): return sorted({*globals(), *_HOMES})

@@ -45,7 +45,7 @@ def run(path, flags=()):
 def every_notebook():
     "Numbered rooms first, then tutorials and explanations, index last."
     found = [p for p in ROOT.glob("nbs/**/*.ipynb") if not set(p.parts) & set(SKIPPED_DIRS)]
-    return sorted(found, key=lambda p: (p.stem == "index", p.parent != ROOT / "nbs", p))
+    return sorted(found, key=lambda p: (p.stem == "index", not p.parent.name[0].isdigit(), p))
 
 
 if __name__ == "__main__":

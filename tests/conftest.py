@@ -13,14 +13,14 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gemma_weights, convert_gpt2_weights, convert_neox_weights
 from transformers import GPT2TokenizerFast
 
-from sage_nb.activations import HEAD_SITES, SITES
-from sage_nb.attribution import all_nodes
-from sage_nb.dictionaries import fit_dictionaries
-from sage_nb.models import EMBEDDED, load_model
-from sage_nb.saes import embedded_saes, load_saes
-from sage_nb.sections import find_cross_sections
-from sage_nb.tasks import load_task
-from sage_nb.zoo import build_model, build_tokenizer
+from sage_nb.core.activations import HEAD_SITES, SITES
+from sage_nb.discovery.attribution import all_nodes
+from sage_nb.truth.dictionaries import fit_dictionaries
+from sage_nb.core.models import EMBEDDED, load_model
+from sage_nb.saes.sets import embedded_saes, load_saes
+from sage_nb.discovery.sections import find_cross_sections
+from sage_nb.tasks.task import load_task
+from sage_nb.lab.zoo import build_model, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("gpt2", "pythia", "gemma")

@@ -2,8 +2,10 @@
 import torch
 from sae_lens import SAE
 
-from sage_nb.activations import Node
-from sage_nb.saes import ARCHITECTURES, SAESet, from_object, from_sae_lens, identity_sae, pca_sae, random_decoder
+from sage_nb.core.activations import Node
+from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens
+from sage_nb.saes.sets import SAESet
+from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder
 
 NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 KINDS = (*ARCHITECTURES, "layer_norm", "constant_norm_rescale", "own", "pca", "identity", "random decoder")

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
-from sage_nb.activations import Node
-from sage_nb.certificate import Criteria, certificate, certify, off_target, probe
-from sage_nb.dictionaries import Dictionaries, fit_dictionaries
-from sage_nb.intervals import Estimate, interval
-from sage_nb.sections import CrossSection
-from sage_nb.stage import EditStage, Outcome, edit_effect, edit_floor, edit_success, set_edit_stage, set_stage, supervised_edit
-from sage_nb.tasks import load_task
+from sage_nb.core.activations import Node
+from sage_nb.measures.certificate import Criteria, certificate, certify, off_target, probe
+from sage_nb.truth.dictionaries import Dictionaries, fit_dictionaries
+from sage_nb.core.intervals import Estimate, interval
+from sage_nb.discovery.sections import CrossSection
+from sage_nb.truth.runs import EditStage, Outcome, edit_effect, edit_floor, edit_success, set_edit_stage, set_stage, supervised_edit
+from sage_nb.tasks.task import load_task
 
 
 @pytest.fixture(scope="module")

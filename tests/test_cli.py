@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 
-from sage_nb.cli import COMMANDS, main
+from sage_nb.lab.cli import COMMANDS, main
 
 
 def test_an_unknown_command_returns_1_and_shows_what_there_is(capsys):

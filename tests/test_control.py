@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sage_nb.activations import Node, Prompts, capture
-from sage_nb.control import (KS, METRICS, NO_EDIT, OVER_K, SUPERVISED, Control, Edited, area, choose_moves, control, controllability, editable,
-                             effect_agreement, find_moves, greedy, intervals, isolation, plot_control, read_others, summarise_control, weights)
-from sage_nb.intervals import interval
-from sage_nb.reconstruction import Parts, decompose
-from sage_nb.saes import SAESet, identity_sae, supervised_as_sae
-from sage_nb.stage import Outcome, set_stage, supervised_edit
+from sage_nb.core.activations import Node, Prompts, capture
+from sage_nb.measures.control import KS, METRICS, NO_EDIT, OVER_K, SUPERVISED, Control, EditOutcomes, area, choose_edits, control, controllability, editable, effect_agreement, find_edits, greedy, intervals, isolation, plot_control, read_others, summarise_control, weights
+from sage_nb.core.intervals import interval
+from sage_nb.saes.reconstruction import Decomposition, decompose
+from sage_nb.saes.sets import SAESet
+from sage_nb.saes.baselines import identity_sae, supervised_as_sae
+from sage_nb.truth.runs import Outcome, set_stage, supervised_edit
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,12 @@ def dense_picks(source, target, U, V, missing, k):
     return torch.stack(picks, 1)
 
 
-def sparse(codes, U) -> Parts:
+def sparse(codes, U) -> Decomposition:
     "The active latents of dense codes as parts."
     active = int((codes != 0).sum(1).max())
     indices = codes.abs().topk(active, 1).indices
     latents = codes.gather(1, indices)[..., None] * U[indices]
-    return Parts(latents, indices, torch.zeros(len(codes), U.shape[1]), torch.zeros(len(codes), U.shape[1]), torch.zeros_like(indices), (Node("q", 0, 0, "END"),), "direct")
+    return Decomposition(latents, indices, torch.zeros(len(codes), U.shape[1]), torch.zeros(len(codes), U.shape[1]), torch.zeros_like(indices), (Node("q", 0, 0, "END"),), "direct")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,7 +97,7 @@ def test_choosing_among_the_active_equals_choosing_among_all(seed):
     source, target = torch.relu(torch.randn(2, prompts, latents, generator=g).double() - 1.5)
     source[0] = 0  # a prompt without active latents
     x, a_t = source @ U + torch.randn(prompts, d, generator=g), target @ V
-    moves = choose_moves(x, a_t, sparse(source, U), sparse(target, V), 12)
+    moves = choose_edits(x, a_t, sparse(source, U), sparse(target, V), 12)
     expected = dense_picks(source, target, U, V, a_t - x, 12)
     found = torch.where(moves.latents < 0, -1, moves.latents + latents * moves.adds)
     assert torch.equal(found, expected[:, : found.shape[1]]) and (expected[:, found.shape[1] :] == -1).all()
@@ -114,7 +114,7 @@ def test_choosing_among_the_active_equals_choosing_among_all(seed):
 def test_where_nothing_is_missing_nothing_is_done():
     U = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     codes = torch.eye(9)[:3]
-    moves = choose_moves(codes @ U, codes @ U, sparse(codes, U), sparse(codes, U), 5)
+    moves = choose_edits(codes @ U, codes @ U, sparse(codes, U), sparse(codes, U), 5)
     assert moves.count(5).tolist() == [0, 0, 0] and moves.removed(5).tolist() == [0, 0, 0]
     assert_close(moves.edit(codes @ U, 5), codes @ U)
 
@@ -123,7 +123,7 @@ def test_where_nothing_is_missing_nothing_is_done():
 def test_weights_add_up_to_one(rows):
     latents = torch.tensor(rows, dtype=torch.double)
     indices = torch.arange(3).expand(len(rows), -1)
-    parts = Parts(latents, indices, latents[:, 0] * 0, latents[:, 0] * 0, indices * 0, (Node("q", 0, 0, "END"),), "direct")
+    parts = Decomposition(latents, indices, latents[:, 0] * 0, latents[:, 0] * 0, indices * 0, (Node("q", 0, 0, "END"),), "direct")
     whole = latents.sum(1)
     assert_close(weights(parts).sum(1), (whole.square().sum(1) > 0).double())
 
@@ -139,9 +139,9 @@ def test_all_moves_exchange_one_reconstruction_for_the_other(random_model, site)
     source, target = (decompose(model, p, node, saes).by_latent() for p in (prompts, other))
     assert source.latents.shape[1] <= model.cfg.d_model, "one entry per latent, not per token"
     x, a_t = capture(model, prompts, [node])[node], capture(model, other, [node])[node]
-    everything = choose_moves(x, a_t, source, target, 10**6, tuple(torch.zeros(p.indices.shape) for p in (source, target)))
+    everything = choose_edits(x, a_t, source, target, 10**6, tuple(torch.zeros(p.indices.shape) for p in (source, target)))
     assert_close(everything.edit(x, 10**6), x - source.latents.sum(1) + target.latents.sum(1), rtol=1e-3, atol=1e-4)
-    near = choose_moves(x, a_t, source, target, 40)
+    near = choose_edits(x, a_t, source, target, 40)
     away = torch.stack([(near.edit(x, k) - a_t).norm(dim=1) for k in range(41)])
     assert (away.diff(dim=0) < 1e-4).all() and (away[-1] < away[0]).all()
 
@@ -225,7 +225,7 @@ def test_normalised_numbers_by_hand():
     token, metric = torch.tensor([1, 1, 1, 1]), torch.tensor([2.0, 2.0, 2.0, 2.0])
     target = Outcome(torch.tensor([-2.0, -2.0, 0.0, 2.0]), torch.tensor([0, 0, 0, 1]))  # effects wanted: -4, -4, -2, 0
 
-    def edited(tokens, metrics, removed): return Edited(torch.tensor(tokens).T, torch.tensor(metrics).T, torch.ones(4, len(tokens)), torch.tensor(removed).expand(4, -1), torch.ones(4, len(tokens)))
+    def edited(tokens, metrics, removed): return EditOutcomes(torch.tensor(tokens).T, torch.tensor(metrics).T, torch.ones(4, len(tokens)), torch.tensor(removed).expand(4, -1), torch.ones(4, len(tokens)))
     sky = edited([[0, 0, 1, 1]], [[-2.0, -2.0, 2.0, 2.0]], [0.4])
     ours = edited([[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]], [[2.0] * 4, [0.0, 0.0, 1.0, 2.0], [-8.0, -8.0, -3.0, 2.0]], [0.1, 0.4, 1.0])
     c = Control("IO:z@END", (1, 2, 4), Outcome(metric, token), target, sky, {"ours": ours}, ("S",), 1.0)
@@ -244,7 +244,7 @@ def test_normalised_numbers_by_hand():
 def test_every_prompt_is_run_only_when_its_edit_has_changed(stages, controls, truth, topk):
     saved = []
     for name, editing in stages.items():
-        moves, n = find_moves(editing, topk), len(editing.stage.task)
+        moves, n = find_edits(editing, topk), len(editing.stage.task)
         counts = torch.stack([torch.stack([m.count(k) for m in moves.values()], 1) for k in (0, *KS)])
         runs = (counts.diff(dim=0) != 0).any(2).sum().item()
         assert controls[name].passes == pytest.approx((runs + n + 2 * n * len(moves)) / n)  # runs, skyline, two sights of each node
@@ -281,7 +281,7 @@ def test_in_the_order_of_known_meanings_two_moves_are_the_supervised_edit(stages
         def order(node, values, parts):
             means = [[meanings[i] == (a, v) for i in row] for row, v in zip(parts.indices.tolist(), values)]
             return torch.zeros(parts.indices.shape).masked_fill(~torch.tensor(means), -torch.inf)
-        moves, edited = find_moves(editing, saes, 32, order), supervised_edit(editing, truth)
+        moves, edited = find_edits(editing, saes, 32, order), supervised_edit(editing, truth)
         for node, m in moves.items():
             both = m.count(32) == 2
             assert both.float().mean() > 0.5 and m.count(32).max() == 2

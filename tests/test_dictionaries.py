@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import sage_nb.dictionaries as room
-from sage_nb.activations import Node, Prompts, capture
-from sage_nb.dictionaries import METHODS, Dictionaries, _Sums, fit_dictionaries, one_hot, suggest_products, variance_explained, with_products
+import sage_nb.truth.dictionaries as room
+from sage_nb.core.activations import Node, Prompts, capture
+from sage_nb.truth.dictionaries import METHODS, Dictionaries, _Sums, fit_dictionaries, one_hot, suggest_products, variance_explained, with_products
 
 NODE = Node("z", 0, 0, "END")
 

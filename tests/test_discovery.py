@@ -3,14 +3,14 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sage_nb.activations import Node, capture, count_passes, run
-from sage_nb.attribution import all_nodes, attribution_patching, exact_patching
-from sage_nb.models import load_model
-from sage_nb.planted import planted_circuit
-from sage_nb.quality import METHODS, agreement, discovery_quality
-from sage_nb.recipes import RECIPES, labels_by_lot
-from sage_nb.sections import find_cross_sections
-from sage_nb.tasks import load_task
+from sage_nb.core.activations import Node, capture, count_passes, run
+from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching
+from sage_nb.core.models import load_model
+from sage_nb.tasks.planted import planted_circuit
+from sage_nb.discovery.accuracy import METHODS, agreement, discovery_quality
+from sage_nb.tasks.templates import RECIPES, random_labels
+from sage_nb.discovery.sections import find_cross_sections
+from sage_nb.tasks.task import load_task
 
 
 @pytest.mark.parametrize("sharpness,leak,seed", [(6, 0.0, 0), (15, 0.02, 1), (30, 0.05, 2)])
@@ -35,7 +35,7 @@ def test_plain_attribution_ranks_saturated_queries_below_decoys_and_the_qk_fix_d
 def test_labels_by_lot_have_no_cross_section(name, recipe):
     model = load_model(name)
     for seed in (0, 1):
-        task = load_task(labels_by_lot(RECIPES[recipe]), model, n=48, seed=seed)
+        task = load_task(random_labels(RECIPES[recipe]), model, n=48, seed=seed)
         found = find_cross_sections(model, task, max_prompts=24, steps=1, verbose=False)
         assert not len(found) and list(found.missing())
 

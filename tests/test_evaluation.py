@@ -10,19 +10,21 @@ import torch
 from sklearn.decomposition import PCA
 from transformers import GPT2LMHeadModel
 
-from sage_nb.activations import Node, capture
-from sage_nb.certificate import Criteria, certificate
-from sage_nb.dictionaries import fit_dictionaries
-from sage_nb.evaluation import FLOOR, IDENTITY, SKYLINE, check_saes, evaluate
-from sage_nb.faithfulness import TEST_1, faithfulness
-from sage_nb.intervals import interval, resample_counts
-from sage_nb.models import EMBEDDED
-from sage_nb.plots import to_html
-from sage_nb.reconstruction import reconstruct
-from sage_nb.report import SageReport
-from sage_nb.saes import SAESet, SparseSAE, load_saes
-from sage_nb.score import PARTS, Evidence, compare
-from sage_nb.stage import set_stage
+from sage_nb.core.activations import Node, capture
+from sage_nb.measures.certificate import Criteria, certificate
+from sage_nb.truth.dictionaries import fit_dictionaries
+from sage_nb.report.evaluation import FLOOR, IDENTITY, SKYLINE, evaluate
+from sage_nb.saes.fidelity import check_saes
+from sage_nb.measures.faithfulness import TEST_1, faithfulness
+from sage_nb.core.intervals import interval, resample_counts
+from sage_nb.core.models import EMBEDDED
+from sage_nb.report.plots import to_html
+from sage_nb.saes.reconstruction import reconstruct
+from sage_nb.report.report import SageReport
+from sage_nb.saes.sets import SAESet, load_saes
+from sage_nb.saes.codes import SparseSAE
+from sage_nb.measures.score import PARTS, Evidence, compare
+from sage_nb.truth.runs import set_stage
 
 KINDS = ("topk", "standard")
 ALONE = dict(tests=(1,), twins=False, progress=False)  # test 1 of the given SAEs

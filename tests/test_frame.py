@@ -32,7 +32,10 @@ def page(path): return path.relative_to(NBS).as_posix()
 
 
 NOTEBOOKS = {page(p): p for p in sorted(NBS.rglob("*.ipynb")) if not re.search(r"(^|/)[._]", page(p))}
-ROOMS = {m[1]: NOTEBOOKS[name] for name in NOTEBOOKS if (m := re.fullmatch(r"\d\d_(\w+)\.ipynb", name))}
+ROOM = re.compile(r"\d_(?P<folder>\w+)/(?P<number>\d\d)_(?P<word>\w+)\.ipynb")
+ROOMS = {f"{m['folder']}.{m['word']}": NOTEBOOKS[name] for name in NOTEBOOKS if (m := ROOM.fullmatch(name))}  # folder.word -> notebook
+NUMBERS = {room: ROOM.fullmatch(page(path))["number"] for room, path in ROOMS.items()}
+MODULES = {".".join(p.relative_to(LIB).with_suffix("").parts): p for p in LIB.rglob("*.py") if p.stem not in ("__init__", "_modidx")}
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 each_room = pytest.mark.parametrize("room", ROOMS)
 
@@ -68,15 +71,20 @@ def runtime_requirements(): return [Requirement(r) for r in cfg["requirements"].
 # Notebooks and modules
 
 def test_modules_are_rooms():
-    modules = {p.stem for p in LIB.glob("*.py")} - {"__init__", "_modidx"}
-    assert ROOMS, "no room (nbs/NN_word.ipynb) was found"
-    assert modules == set(ROOMS), "nbs/NN_word.ipynb exports sage_nb/word.py and nothing else does: run `make export`"
+    assert ROOMS, "no room (nbs/N_folder/NN_word.ipynb) was found"
+    assert set(MODULES) == set(ROOMS), "nbs/N_folder/NN_word.ipynb exports sage_nb/folder/word.py and nothing else does: run `make export`"
+
+
+def test_file_list_is_the_reading_order():
+    assert len(set(NUMBERS.values())) == len(ROOMS), "two rooms have the same number"
+    for room, path in ROOMS.items():
+        assert path.parent.name[0] == NUMBERS[room][0], f"{page(path)}: a room's number starts with that of its folder"
 
 
 @each_room
 def test_room_anatomy(room):
     code = [c["source"] for c in cells(ROOMS[room], "code")]
-    assert re.search(rf"^#\|\s*default_exp {room}$", "\n".join(code), re.M), f"its default_exp is not {room}"
+    assert re.search(rf"^#\|\s*default_exp {re.escape(room)}$", "\n".join(code), re.M), f"its default_exp is not {room}"
     last = code[-1]
     assert "nbdev_export()" in last and "hide" in directives(last), "the last code cell is a hidden nbdev_export()"
 
@@ -100,13 +108,11 @@ def test_directives_are_known(name):
 
 @each_room
 def test_room_imports_only_lower_rooms(room):
-    number = {r: p.name[:2] for r, p in ROOMS.items()}
     code = "\n".join(c["source"] for c in cells(ROOMS[room], "code"))
-    found = re.findall(r"^\s*(?:from|import)\s+(?:sage_nb)?\.(\w+)", code, re.M)
-    for names in re.findall(r"^\s*from\s+(?:sage_nb|\.)\s+import\s+\(?([\w ,]+)", code, re.M):
-        found += re.findall(r"\w+", names)
-    upward = {r for r in found if number.get(r, "") >= number[room] and r != room}
-    assert not upward, f"imports rooms that are not below it: {upward}"
+    found = re.findall(r"^\s*(?:from|import)\s+sage_nb\.([\w.]+)", code, re.M)
+    upward = {r for r in found if r != room and NUMBERS.get(r, "99") >= NUMBERS[room]}
+    assert not upward, f"imports what is not below it: {upward}"
+    assert not re.findall(r"^\s*(?:from\s+sage_nb\s|import\s+sage_nb\s*$)", code, re.M), "a room names the rooms that it needs"
 
 
 @each_room
@@ -124,7 +130,7 @@ def test_imports_are_declared():
     declared = {canonicalize_name(r.name) for r in runtime_requirements()}
     distributions = packages_distributions()
     missing = set()
-    for path in LIB.glob("*.py"):
+    for path in [LIB / "__init__.py", *MODULES.values()]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
                 [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -169,7 +175,7 @@ def test_sidebar_lists_every_notebook():
     listed = sidebar(yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"])
     assert not set(NOTEBOOKS) - set(listed), "not in the sidebar in _quarto.yml"
     assert not set(listed) - set(NOTEBOOKS), "in the sidebar in _quarto.yml, but there is no such notebook"
-    rooms = [f for f in listed if re.match(r"\d\d_", f)]
+    rooms = [f for f in listed if ROOM.fullmatch(f)]
     assert rooms == sorted(rooms), "the sidebar's rooms are not in the order of their numbers"
 
 

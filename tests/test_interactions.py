@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from sage_nb.activations import Node, capture
-from sage_nb.dictionaries import fit_dictionaries
-from sage_nb.interactions import composition, compositions, interactions, value_scores
-from sage_nb.models import EMBEDDED, load_model
-from sage_nb.tasks import load_task
+from sage_nb.core.activations import Node, capture
+from sage_nb.truth.dictionaries import fit_dictionaries
+from sage_nb.saes.composition import composition, compositions, interactions, value_scores
+from sage_nb.core.models import EMBEDDED, load_model
+from sage_nb.tasks.task import load_task
 
 MODELS = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
 

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from torch.testing import assert_close
 
-from sage_nb.activations import Node, capture
-from sage_nb.dictionaries import Dictionary, fit_dictionaries
-from sage_nb.faithfulness import faithfulness
-from sage_nb.interpretability import Activity, activity, f1, greedy_unions, interpret, keep_interpretable, occlusion, oversplitting, predicates, share_covered
-from sage_nb.intervals import interval
-from sage_nb.planted import planted_circuit
-from sage_nb.reconstruction import decompose, reconstruct
-from sage_nb.saes import Codes, SAESet, supervised_as_sae
-from sage_nb.stage import set_stage
+from sage_nb.core.activations import Node, capture
+from sage_nb.truth.dictionaries import Dictionary, fit_dictionaries
+from sage_nb.measures.faithfulness import faithfulness
+from sage_nb.measures.interpretability import Activity, activity, f1, greedy_unions, interpret, keep_interpretable, occlusion, oversplitting, predicates, share_covered
+from sage_nb.core.intervals import interval
+from sage_nb.tasks.planted import planted_circuit
+from sage_nb.saes.reconstruction import decompose, reconstruct
+from sage_nb.saes.codes import Codes
+from sage_nb.saes.sets import SAESet
+from sage_nb.saes.baselines import supervised_as_sae
+from sage_nb.truth.runs import set_stage
 
 HERE = Node("resid_pre", 0, None, "END")
 
@@ -155,7 +157,7 @@ def test_numbers_have_the_intervals_of_a_bootstrap_over_scoring_prompts(crowd):
 
 
 def test_blocks_of_latents_change_nothing(crowd, monkeypatch):
-    monkeypatch.setattr("sage_nb.interpretability.BLOCK", 7)
+    monkeypatch.setattr("sage_nb.measures.interpretability.BLOCK", 7)
     again = interpret(crowd.activity, crowd.attributes, crowd.scoring)
     assert again.predicates == crowd.predicates
     pd.testing.assert_frame_equal(again.table, crowd.table)

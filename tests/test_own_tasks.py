@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import ROOT
-from sage_nb.recipes import recipe_from_templates
-from sage_nb.tasks import load_task, task_from_frame, task_from_json, task_from_rows
+from sage_nb.tasks.templates import recipe_from_templates
+from sage_nb.tasks.task import load_task, task_from_frame, task_from_json, task_from_rows
 
 NUMBERS = "one two three four five six seven".split()
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
-from sage_nb.activations import HEAD_SITES, SITES, Node, Prompts, capture, differentiate, gradients, hooked, run, run_each
-from sage_nb.attribution import all_nodes, attribution_patching, exact_patching, n_heads
-from sage_nb.tasks import load_task
+from sage_nb.core.activations import HEAD_SITES, SITES, Node, Prompts, capture, differentiate, gradients, hooked, run, run_each
+from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching, n_heads
+from sage_nb.tasks.task import load_task
 
 THEIRS = {
     "q": patching.get_act_patch_attn_head_q_by_pos, "k": patching.get_act_patch_attn_head_k_by_pos,

@@ -13,12 +13,14 @@ from sae_lens.saes.sae import SAEMetadata
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sage_nb.activations import HEAD_SITES, Node, capture, hooked
-from sage_nb.attribution import all_nodes
-from sage_nb.models import EMBEDDED, load_model
-from sage_nb.reconstruction import Norm, Reader, decompose, reconstruct, route_taken
-from sage_nb.saes import FORMED, SAESet, SparseSAE, from_sae_lens, load_saes
-from sage_nb.tasks import load_task
+from sage_nb.core.activations import HEAD_SITES, Node, capture, hooked
+from sage_nb.discovery.attribution import all_nodes
+from sage_nb.core.models import EMBEDDED, load_model
+from sage_nb.saes.reconstruction import Norm, Reader, decompose, reconstruct, route_taken
+from sage_nb.saes.sets import SAESet, load_saes
+from sage_nb.saes.codes import FORMED, SparseSAE
+from sage_nb.saes.adapters import from_sae_lens
+from sage_nb.tasks.task import load_task
 
 POSITIONS = ("IO", "S2", "END")
 ZOO = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
@@ -49,7 +51,7 @@ def largest_relative_error(model, prompts, saes, nodes):
     return worst
 
 
-# Parts sum to the truth
+# Decomposition sum to the truth
 
 def test_parts_sum_to_the_truth_on_the_embedded_model(model, task, sae_set):
     worst = largest_relative_error(model, task.prompts[:18], sae_set, all_nodes(model, POSITIONS))

@@ -13,11 +13,13 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from sae_kinds import NORMALISATIONS, Own, random_sae_lens
 from torch.testing import assert_close
 
-import sage_nb.saes as saes_room
-from sage_nb.activations import Node
-from sage_nb.dictionaries import Dictionary
-from sage_nb.saes import (ARCHITECTURES, Codes, Pursuit, SAESet, SparseSAE, from_object, from_sae_lens, load_saes,
-                          random_decoder, supervised_as_sae, to_codes)
+import sage_nb.saes.codes as saes_room
+from sage_nb.core.activations import Node
+from sage_nb.truth.dictionaries import Dictionary
+from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens
+from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
+from sage_nb.saes.sets import SAESet, load_saes
+from sage_nb.saes.baselines import random_decoder, supervised_as_sae
 
 
 def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

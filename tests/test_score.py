@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sage_nb.activations import capture
-from sage_nb.evaluation import saes_hash, task_hash
-from sage_nb.intervals import resample_counts
-from sage_nb.saes import load_saes, supervised_as_sae
-from sage_nb.score import Evidence, compare, sage_score, score_parts
-from sage_nb.validation import LADDERS, interval_coverage, ladder
+from sage_nb.core.activations import capture
+from sage_nb.report.evaluation import saes_hash, task_hash
+from sage_nb.core.intervals import resample_counts
+from sage_nb.saes.sets import load_saes
+from sage_nb.saes.baselines import supervised_as_sae
+from sage_nb.measures.score import Evidence, compare, sage_score, score_parts
+from sage_nb.report.validation import LADDERS, interval_coverage, ladder
 
 KS = (1, 4)
 

@@ -8,11 +8,11 @@ from conftest import FAMILIES, few_nodes, sites_of
 from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sage_nb.activations import Node, Prompts, capture, run_each
-from sage_nb.attention import Attention
-from sage_nb.attribution import all_nodes, attribution_patching, exact_patching
-from sage_nb.slopes import first_order
-from sage_nb.tasks import load_task
+from sage_nb.core.activations import Node, Prompts, capture, run_each
+from sage_nb.core.attention import Attention
+from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching
+from sage_nb.discovery.attribution import first_order
+from sage_nb.tasks.task import load_task
 
 CONFIGS = {
     "learned positions": {}, "rotary": dict(positional_embedding_type="rotary", rotary_dim=8),

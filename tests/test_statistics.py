@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
-from sage_nb.activations import Node
-from sage_nb.attribution import NodeScores
-from sage_nb.intervals import interval, resample_counts
-from sage_nb.quality import agreement
+from sage_nb.core.activations import Node
+from sage_nb.discovery.attribution import NodeScores
+from sage_nb.core.intervals import interval, resample_counts
+from sage_nb.discovery.accuracy import agreement
 
 data = arrays(float, st.integers(2, 30), elements=st.floats(-100, 100, width=32))
 

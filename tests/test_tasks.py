@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_nb.activations import Prompts, run
-from sage_nb.models import embedded_models, load_model
-from sage_nb.recipes import FACTS, LISTS, NAMES, RECIPES, Picker
-from sage_nb.tasks import load_task
-from sage_nb.zoo import sentences
+from sage_nb.core.activations import Prompts, run
+from sage_nb.core.models import embedded_models, load_model
+from sage_nb.tasks.templates import FACTS, LISTS, NAMES, RECIPES, Picker
+from sage_nb.tasks.task import load_task
+from sage_nb.lab.zoo import sentences
 
 # task -> attribute -> (slots of the template that express it, whether its edit changes the answer), given the variables
 EDITS = {
