@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
 from sage_nb.core.activations import HEAD_SITES, SITES, Node, Prompts, capture, differentiate, gradients, hooked, run, run_each
-from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching, n_heads
+from sage_nb.core.attention import n_heads
+from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching
 from sage_nb.tasks.task import load_task
 
 THEIRS = {

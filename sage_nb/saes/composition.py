@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.activations import Node, capture
-from ..core.attention import Attention
+from ..core.attention import Attention, key_head
 from ..truth.dictionaries import Dictionaries, Dictionary
 from ..core.intervals import Estimate, interval
 from .reconstruction import Reader, Writer
@@ -29,9 +29,8 @@ from ..tasks.task import Task
 def _check_head(model, query: Node, key: Node):
     if (query.site, key.site) != ("q", "k") or query.layer != key.layer or None in (query.head, key.head, query.position, key.position):
         raise ValueError(f"{query} and {key} are not one head's q and k of a layer at named positions")
-    shared = model.cfg.n_heads // (getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads)
-    if key.head != query.head // shared:
-        raise ValueError(f"the queries of {query} meet the keys of head {query.head // shared}, not those of {key}")
+    met = key_head(model, query.head)
+    if key.head != met: raise ValueError(f"the queries of {query} meet the keys of head {met}, not those of {key}")
 
 
 def _attentions(model, prompts, query, key, batch_size):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.activations import HEAD_SITES, Node, Prompts, capture
-from ..core.attention import Attention
+from ..core.attention import Attention, key_head
 from .sets import STREAM, SAESet
 from .codes import Codes, SparseSAE
 
@@ -213,12 +213,6 @@ class _Slice:
     constant = 0
 
 
-def _value_head(model, head: int) -> int:
-    "The key/value head that a query head attends with."
-    kv = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
-    return head // (model.cfg.n_heads // kv)
-
-
 class _Batch:
     "One batch of prompts: what the true run holds, and what the SAEs make of it, each computed once."
 
@@ -298,7 +292,7 @@ class _Batch:
         scale = reader.norm.scale(self.seen(stream))
         if node.site in ("q", "k", "v"): return Projection(reader.heads([node.head]), scale, scale.new_ones(len(scale), 1, 1))
         heads, A = list(range(count)) if node.head is None else [node.head], self.pattern(node, stream)
-        path = Projection(reader.heads([_value_head(self.model, h) for h in heads]), scale, A[:, heads])
+        path = Projection(reader.heads([key_head(self.model, h) for h in heads]), scale, A[:, heads])
         if node.site == "z": return path
         writer = self.map(Writer, node.layer)
         if self.frozen_scale: z = self.true(Node("z", node.layer, None, node.position))[:, 0].unflatten(-1, (count, -1))
