@@ -433,7 +433,7 @@ def edge(self: Control, name: str) -> dict[str, Estimate]:
 # %% ../../nbs/6_measures/62_control.ipynb #31929bc8
 def summarise_control(
     control: Control,
-) -> pd.DataFrame:  # columns sae, metric, k (missing where it does not apply), value (where it is not defined), lo, hi, n
+) -> pd.DataFrame:  # columns sae, metric, k (missing where there is none), value (nan where undefined), lo, hi, n
     "Every number of test 2 in one cross-section; no edit first, the supervised edit last."
     rows = [(NO_EDIT, metric, None, e) for metric, e in control.edge(NO_EDIT).items()]
     for name in control.methods:
@@ -462,8 +462,8 @@ def control(
     "Edit the section's attribute with the latents of each SAE set, and run the model with every edit."
     ks, bench = check_ks(ks), bench.editing
     if len(bench.task) < 2:
-        raise ValueError(f"only {len(bench.task)} held-out prompts of cross-section {bench.section.name} can be edited, "
-                         "at least 2 are needed: the others have new values that the dictionaries do not know; "
+        n, section = len(bench.task), bench.section.name
+        raise ValueError(f"only {n} held-out prompts of cross-section {section} can be edited, at least 2 are needed: the others have new values that the dictionaries do not know; "
                          "fit them on more prompts")
     methods = {}
     with count_passes(bench.model, len(bench.task)) as passes:

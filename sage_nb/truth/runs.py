@@ -118,7 +118,7 @@ def set_up(
     section: CrossSection,
     truth: Dictionaries,
     batch_size: int = 64,
-    clean: dict[str | None, Outcome] | None = None,  # of the held-out prompts, as the task (None) and the attribute see it
+    clean: dict[str | None, Outcome] | None = None,  # the clean run of the held-out prompts, if made already
 ) -> Workbench:
     "A cross-section on held-out prompts, captured and run."
     test, attribute = task.test, section.attribute
