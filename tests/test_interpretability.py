@@ -22,7 +22,7 @@ from sage_nb.saes.reconstruction import decompose, reconstruct
 from sage_nb.saes.codes import Codes
 from sage_nb.saes.sets import SAESet
 from sage_nb.saes.baselines import supervised_as_sae
-from sage_nb.truth.runs import set_stage
+from sage_nb.truth.runs import set_up
 
 HERE = Node("resid_pre", 0, None, "END")
 
@@ -192,7 +192,7 @@ def test_the_planted_attribute_is_covered_through_the_model():
     saes = SAESet("supervised", {node: supervised_as_sae(truth[node], node)})
     found = interpret(activity(planted.model, task.prompts, [node], saes), task.attributes, task.held_out)
     assert found.coverage(attribute="first").value == 1
-    firsts = [i for i, p in enumerate(found.predicates) if p.terms[0].attribute == "first"]
+    firsts = [i for i, p in enumerate(found.predicates) if p.conditions[0].attribute == "first"]
     assert len(firsts) >= 8 and sum(found.f1_scored[firsts] == 1) >= 8
     table = occlusion(found, truth, [node])
     assert table.index[0] == "first" and table.norm["first"] > 100 * table.norm["second"]
@@ -214,7 +214,7 @@ def test_activity_at_z_is_that_of_any_token_before(model, task, sae_sets):
 def test_min_share_keeps_latents_that_make_up_so_much(model, task, sae_sets, text):
     node, saes, some = Node.parse(text), sae_sets["tiny-gpt2-res-topk"], task[:12]
     found = activity(model, some.prompts, [node], saes, min_share=0.1)
-    parts = decompose(model, some.prompts, node, saes)
+    parts = decompose(model, some.prompts, [node], saes)[node]
     for i in range(len(some)):
         terms = {}
         for latent, term in zip(parts.indices[i].tolist(), parts.latents[i]): terms[latent] = terms.get(latent, 0) + term.double()
@@ -240,34 +240,34 @@ def test_sections_across_layers_name_latents_by_place(model, task, sae_sets):
 @pytest.mark.parametrize("rest", ["mean", "zero"])
 def test_kept_latents_equal_a_plain_sum(model, task, sections, truth, sae_sets, rest):
     section, saes = next(s for s in sections if s.name == "IO:v@IO"), sae_sets["tiny-gpt2-res-topk"]
-    stage = set_stage(model, task[~task.held_out | (torch.arange(len(task)) % 2 == 0)], section, truth)
+    bench = set_up(model, task[~task.held_out | (torch.arange(len(task)) % 2 == 0)], section, truth)
     found = interpret(activity(model, task.prompts, section.nodes, saes), task.attributes, task.held_out)
-    kept = keep_interpretable(stage, saes, found, [0.0, 0.5, 0.9], rest)
+    kept = keep_interpretable(bench, saes, found, [0.0, 0.5, 0.9], rest)
     good = {name: score for name, score in zip(found.activity.names, found.f1_scored.tolist())}
     expected = {}
     for node in section.nodes:
-        parts = decompose(model, stage.task.prompts, node, saes)
+        parts = decompose(model, bench.task.prompts, [node], saes)[node]
         rows = []
-        for i in range(len(stage.task)):
+        for i in range(len(bench.task)):
             dropped = [parts.latents[i, j] for j, latent in enumerate(parts.indices[i].tolist()) if good.get(f"{parts.saes[0]} #{latent}", 0) < 0.5]
             rows.append(sum(dropped) if dropped else torch.zeros_like(parts.bias[i]))
         d = torch.stack(rows)
         expected[node] = parts.reconstruction - d + (d.mean(0) if rest == "mean" else 0)
-    assert_close(kept[0.5], faithfulness(stage, expected), rtol=1e-3, atol=1e-3)
-    assert_close(kept[0.0], faithfulness(stage, reconstruct(model, stage.task.prompts, section.nodes, saes)), rtol=1e-3, atol=1e-3)
+    assert_close(kept[0.5], faithfulness(bench, expected), rtol=1e-3, atol=1e-3)
+    assert_close(kept[0.0], faithfulness(bench, reconstruct(model, bench.task.prompts, section.nodes, saes)), rtol=1e-3, atol=1e-3)
     assert not torch.equal(kept[0.0], kept[0.9])
 
 
 def test_runs_are_reused_where_nothing_is_dropped_in_between(model, task, sections, truth, sae_sets):
     section, saes = next(s for s in sections if s.name == "IO:v@IO"), sae_sets["tiny-gpt2-res-topk"]
-    stage = set_stage(model, task, section, truth).at(slice(0, 8))
+    bench = set_up(model, task, section, truth).at(slice(0, 8))
     found = interpret(activity(model, task.prompts, section.nodes, saes), task.attributes, task.held_out)
     gap = next(s for s in sorted(set(found.f1_scored.tolist())) if s > 0.3)
-    kept = keep_interpretable(stage, saes, found, [gap + 1e-6, gap + 2e-6, 1.5, 2.0])
+    kept = keep_interpretable(bench, saes, found, [gap + 1e-6, gap + 2e-6, 1.5, 2.0])
     assert kept[gap + 1e-6] is kept[gap + 2e-6] and kept[1.5] is kept[2.0] and kept[gap + 2e-6] is not kept[1.5]
     other = next(s for s in sections if s.site == "q")
     with pytest.raises(ValueError, match="were not interpreted"):
-        keep_interpretable(set_stage(model, task, other, truth).at(slice(0, 8)), saes, interpret(activity(model, task.prompts, [Node.parse("L0H0.v@IO")], saes), task.attributes))
+        keep_interpretable(set_up(model, task, other, truth).at(slice(0, 8)), saes, interpret(activity(model, task.prompts, [Node.parse("L0H0.v@IO")], saes), task.attributes))
 
 
 # Faults and edges

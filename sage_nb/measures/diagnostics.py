@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'levels_of', 'Layers', 'add_by_level', 'keep_interpretable', 'vector_norm', 'occlusion', 'n_precise',
            'oversplitting']
 
-# %% ../../nbs/6_measures/64_diagnostics.ipynb #6f8bc864
+# %% ../../nbs/6_measures/64_diagnostics.ipynb #80e1df6d
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from ..core.activations import Node
 from ..core.intervals import Estimate, interval, intervals
-from .faithfulness import faithfulness
+from .faithfulness import Runs, faithfulness
 from .interpretability import Hits, Interpretations, f1, reaches
-from ..saes.reconstruction import Decomposition, decompose
+from ..saes.reconstruction import Decomposition, decompose_batches
 from ..saes.sets import SAESet
 from ..truth.dictionaries import Dictionaries
-from ..truth.runs import Stage
+from ..truth.runs import Workbench
 
 # %% ../../nbs/6_measures/64_diagnostics.ipynb #47e19867
 def levels_of(
@@ -49,7 +49,7 @@ class Layers(NamedTuple):
     terms: dict[Node, Float[Tensor, "prompt level d"]]
     present: Bool[Tensor, "level"]  # levels that some active latent has
 
-# %% ../../nbs/6_measures/64_diagnostics.ipynb #63cd74e6
+# %% ../../nbs/6_measures/64_diagnostics.ipynb #9c2d7b9d
 def _level(decomposition: Decomposition, levels, node: Node) -> Int[Tensor, "prompt active"]:
     "The level of each entry's latent."
     level = torch.zeros_like(decomposition.indices)
@@ -64,44 +64,46 @@ def _level(decomposition: Decomposition, levels, node: Node) -> Int[Tensor, "pro
 
 @torch.no_grad()
 def add_by_level(
-    stage: Stage,
+    bench: Workbench,
     saes: SAESet,
     levels: dict[Node, Int[Tensor, "latent"]],  # of `levels_of`
     n: int,  # number of levels
     route: str = "read",
 ) -> Layers:
-    "The section's activations on the stage's prompts, decomposed and added up."
-    layers = Layers({}, {}, torch.zeros(n, dtype=torch.bool))
-    for node in stage.section.nodes:
-        reconstructions, sums = [], []
-        for rows in stage.task.prompts.slices(stage.batch_size):
-            parts = decompose(stage.model, stage.task.prompts[rows], node, saes, stage.batch_size, route)
-            level = _level(parts, levels, node)
-            layers.present[level[(parts.latents != 0).any(-1)].cpu()] = True
-            empty = parts.latents.new_zeros(len(level), n, parts.latents.shape[-1])
-            sums.append(empty.scatter_add(1, level[..., None].expand_as(parts.latents), parts.latents))
-            reconstructions.append(parts.reconstruction)
-        layers.reconstruction[node] = torch.cat(reconstructions)
-        layers.terms[node] = torch.cat(sums)
-    return layers
+    "The section's activations on the bench's prompts, decomposed and added up."
+    nodes = bench.section.nodes
+    reconstructions, sums = {node: [] for node in nodes}, {node: [] for node in nodes}
+    present = torch.zeros(n, dtype=torch.bool)
+    for _, parts in decompose_batches(bench.model, bench.task.prompts, nodes, saes, route, bench.batch_size):
+        for node, decomposition in parts.items():
+            terms, level = decomposition.latents, _level(decomposition, levels, node)
+            present[level[(terms != 0).any(-1)].cpu()] = True
+            empty = terms.new_zeros(len(terms), n, terms.shape[-1])
+            sums[node].append(empty.scatter_add(1, level[..., None].expand_as(terms), terms))
+            reconstructions[node].append(decomposition.reconstruction)
+    return Layers(_joined(reconstructions), _joined(sums), present)
 
-# %% ../../nbs/6_measures/64_diagnostics.ipynb #c7a6fb2d
+
+def _joined(batches: dict[Node, list[Tensor]]) -> dict[Node, Tensor]:
+    return {node: torch.cat(parts) for node, parts in batches.items()}
+
+# %% ../../nbs/6_measures/64_diagnostics.ipynb #efc2c3dc
 THRESHOLDS = tuple(i / 10 for i in range(11))
 
 
 def keep_interpretable(
-    stage: Stage,
+    bench: Workbench,
     saes: SAESet,
     interpretations: Interpretations,  # of the activity of these SAEs at the section's nodes
     thresholds: Iterable[float] = THRESHOLDS,  # of F1, rising
     rest: str = "mean",  # what stands in for the latents that are dropped: their mean over the prompts, or "zero"
     route: str = "read",
-) -> dict[float, Float[Tensor, "prompt 4"]]:
-    "By threshold: the evidence of test 1 with only the latents whose F1 reaches it."
+) -> dict[float, Runs]:
+    "By threshold: test 1 with only the latents whose F1 reaches it."
     thresholds, evidence = list(thresholds), {}
     if rest not in ("mean", "zero"): raise ValueError(f"rest {rest!r} is not one of mean, zero")
     if thresholds != sorted(set(thresholds)): raise ValueError(f"thresholds {thresholds} do not rise")
-    layers = add_by_level(stage, saes, levels_of(interpretations, saes, thresholds), len(thresholds) + 1, route)
+    layers = add_by_level(bench, saes, levels_of(interpretations, saes, thresholds), len(thresholds) + 1, route)
     for i, threshold in enumerate(thresholds):
         if i and not layers.present[i]:
             evidence[threshold] = evidence[thresholds[i - 1]]
@@ -111,7 +113,7 @@ def keep_interpretable(
             dropped = terms[:, : i + 1].sum(1)
             kept[node] = layers.reconstruction[node] - dropped
             if rest == "mean": kept[node] = kept[node] + dropped.mean(0)
-        evidence[threshold] = faithfulness(stage, kept)
+        evidence[threshold] = faithfulness(bench, kept)
     return evidence
 
 # %% ../../nbs/6_measures/64_diagnostics.ipynb #7636ca90
@@ -123,8 +125,8 @@ def vector_norm(
     "Root mean square over training prompts of what an attribute's value changes, in several nodes side by side."
     squares = 0.0
     for node in nodes:
-        changes = truth[node].centred(attribute).square().sum(-1).cpu().double()
-        counts = truth[node].counts[attribute].double()
+        features = truth[node][attribute]
+        changes, counts = features.centred.square().sum(-1).cpu().double(), features.counts.double()
         squares += ((counts @ changes) / counts.sum()).item()
     return squares**0.5
 

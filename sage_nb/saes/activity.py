@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Activity', 'ActivityBuilder', 'activity']
 
-# %% ../../nbs/5_saes/58_activity.ipynb #9d62e517
+# %% ../../nbs/5_saes/58_activity.ipynb #41c866b6
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.activations import Node, Prompts
 from .codes import Codes
-from .reconstruction import Decomposition, decompose
+from .reconstruction import Decomposition, decompose_batches
 from .sets import SAESet
 
 # %% ../../nbs/5_saes/58_activity.ipynb #91101aab
@@ -59,7 +59,7 @@ class Activity:
         "Of each latent: the place of its SAE and its number there."
         return [f"{self.places[place]} #{index}" for place, index in zip(self.place, self.index)]
 
-# %% ../../nbs/5_saes/58_activity.ipynb #b25b1033
+# %% ../../nbs/5_saes/58_activity.ipynb #94a65338
 def _contributes(decomposition: Decomposition, min_share: float) -> Bool[Tensor, "prompt active"]:
     "Which entries are more than filling, and large enough."
     terms = decomposition.latents
@@ -95,7 +95,7 @@ class ActivityBuilder:
         prompt, place, index = torch.cat(self._entries, 1).numpy()
         return Activity.of_entries(prompt, place, index, tuple(self._places), n_prompts)
 
-# %% ../../nbs/5_saes/58_activity.ipynb #e9ce5ec1
+# %% ../../nbs/5_saes/58_activity.ipynb #ad0d495f
 def activity(
     model,
     prompts: Prompts,
@@ -107,8 +107,6 @@ def activity(
 ) -> Activity:
     "Which latents are active at one of the nodes in each prompt."
     builder = ActivityBuilder(min_share)
-    for node in nodes:
-        for rows in prompts.slices(batch_size):
-            decomposition = decompose(model, prompts[rows], node, saes, batch_size, route)
-            builder.add(rows, decomposition.by_latent())
+    for rows, decompositions in decompose_batches(model, prompts, nodes, saes, route, batch_size):
+        for decomposition in decompositions.values(): builder.add(rows, decomposition.by_latent())
     return builder.build(len(prompts))
