@@ -213,7 +213,7 @@ def test_activity_at_z_is_that_of_any_token_before(model, task, sae_sets):
 def test_min_share_keeps_latents_that_make_up_so_much(model, task, sae_sets, text):
     node, saes, some = Node.parse(text), sae_sets["tiny-gpt2-res-topk"], task[:12]
     found = activity(model, some.prompts, [node], saes, min_share=0.1)
-    parts = decompose(model, some.prompts, node, saes)
+    parts = decompose(model, some.prompts, [node], saes)[node]
     for i in range(len(some)):
         terms = {}
         for latent, term in zip(parts.indices[i].tolist(), parts.latents[i]): terms[latent] = terms.get(latent, 0) + term.double()
@@ -245,7 +245,7 @@ def test_kept_latents_equal_a_plain_sum(model, task, sections, truth, sae_sets, 
     good = {name: score for name, score in zip(found.activity.names, found.scored.tolist())}
     expected = {}
     for node in section.nodes:
-        parts = decompose(model, stage.task.prompts, node, saes)
+        parts = decompose(model, stage.task.prompts, [node], saes)[node]
         rows = []
         for i in range(len(stage.task)):
             dropped = [parts.latents[i, j] for j, latent in enumerate(parts.indices[i].tolist()) if good.get(f"{parts.saes[0]} #{latent}", 0) < 0.5]

@@ -142,7 +142,7 @@ def find_edits(
     values = list(stage.task.attributes[stage.section.attribute]), editing.counterfactual.values
     for rows in stage.task.prompts.slices(stage.batch_size):
         for node, some in found.items():
-            parts = [decompose(stage.model, prompts[rows], node, saes, stage.batch_size, route).by_latent()
+            parts = [decompose(stage.model, prompts[rows], [node], saes, route)[node].by_latent()
                      for prompts in (stage.task.prompts, editing.counterfactual.prompts)]
             priority = None if order is None else tuple(order(node, v[rows], p) for v, p in zip(values, parts))
             some.append(choose_edits(stage.acts[node][rows], editing.acts[node][rows], *parts, k, priority))

@@ -86,7 +86,7 @@ def activity(
     if not nodes: raise ValueError("there are no nodes to look at")
     for node in nodes:
         for rows in prompts.slices(batch_size):  # decomposed batch by batch: what stays are two numbers per active latent
-            parts = decompose(model, prompts[rows], node, saes, batch_size, route).by_latent()
+            parts = decompose(model, prompts[rows], [node], saes, route)[node].by_latent()
             r, slots = _contributes(parts, min_share).nonzero(as_tuple=True)
             place = torch.tensor([places.setdefault(p, len(places)) for p in parts.saes])[parts.origin[r, slots].cpu()]
             found.append(torch.stack([r.cpu() + rows.start, place, parts.indices[r, slots].cpu()]))
@@ -370,7 +370,7 @@ def _sums_by_level(stage: Stage, saes: SAESet, levels, n: int, route: str):
     for node in stage.section.nodes:
         parts_of, sums_of = [], []
         for rows in stage.task.prompts.slices(stage.batch_size):
-            parts = decompose(stage.model, stage.task.prompts[rows], node, saes, stage.batch_size, route)
+            parts = decompose(stage.model, stage.task.prompts[rows], [node], saes, route)[node]
             unknown = [place for place in parts.saes if place not in levels]
             if unknown: raise ValueError(f"the latents at {node} belong to an SAE at {unknown[0]}, whose latents were not interpreted: interpret the activity at this section's nodes")
             level = torch.stack([levels[place].to(parts.indices.device)[parts.indices] for place in parts.saes]).gather(0, parts.origin[None])[0]

@@ -27,7 +27,7 @@ from ..measures.interpretability import Interpretations, activity, interpret
 from ..core.intervals import Estimate
 from ..core.models import model_hash
 from ..saes.fidelity import check_saes, sae_inputs
-from ..saes.reconstruction import reconstruct, sources
+from ..saes.reconstruction import ProjectionSettings, reconstruct, sources
 from .report import COLUMNS, SageReport
 from ..saes.sets import SAESet, load_saes
 from ..saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
@@ -118,7 +118,7 @@ def _test_1(stage: Stage, truth: Dictionaries, sets: list[SAESet], how: dict) ->
     "Results of `faithfulness` by name, floor first, skyline and identity last."
     nodes, prompts, clean, ablated = stage.section.nodes, stage.task.prompts, stage.clean, stage.ablated
     found = {FLOOR: torch.stack([clean, ablated, ablated, clean], 1)}
-    for saes in sets: found[saes.name] = faithfulness(stage, reconstruct(stage.model, prompts, nodes, saes, batch_size=stage.batch_size, **how))
+    for saes in sets: found[saes.name] = faithfulness(stage, reconstruct(stage.model, prompts, nodes, saes, ProjectionSettings(**how), stage.batch_size))
     found[SKYLINE] = faithfulness(stage, {node: truth[node].reconstruct(stage.task.attributes).to(stage.acts[node]) for node in nodes})
     return found | {IDENTITY: torch.stack([clean, ablated, clean, ablated], 1)}
 
