@@ -31,7 +31,8 @@ from ..core.intervals import interval
 from ..core.models import load_model
 from ..saes.codes import SparseSAE
 from ..saes.sets import load_saes
-from ..tasks.templates import FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS, Picker
+from ..tasks.builtin import FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS
+from ..tasks.templates import Picker
 from ..tasks.task import load_task
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #fbfa4a58
