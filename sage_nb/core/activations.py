@@ -74,7 +74,7 @@ class Prompts:
         if "END" not in self.positions:
             raise ValueError(f"prompts need the position 'END' (have {', '.join(self.positions)})")
         for role, index in self.positions.items():
-            if index.shape != (n_prompts,) or index.min() < 0 or index.max() >= n_pos:
+            if index.shape != (n_prompts,) or ((index < 0) | (index >= n_pos)).any():
                 raise ValueError(f"position {role!r} needs one index per prompt, each in [0, {n_pos})")
 
     def __len__(self): return len(self.tokens)

@@ -32,7 +32,7 @@ from ..truth.runs import Edit, Workbench, compare_edit, disturbed, edit_effect, 
 class Criteria:
     "What a dictionary must show on held-out prompts in a cross-section to count as ground truth there."
     min_r2: float = 0.0  # the interval of R² must lie above
-    tolerance: float = 0.5  # fraction recovered, necessity and edit effect must be this near to 1, and their intervals exclude 0
+    tolerance: float = 0.5  # fraction recovered, necessity and edit effect must be this near to 1, intervals above 0
     max_off_target: float = 0.1  # share of prompts
     min_prompts: int = 10  # held-out prompts that can be edited; with fewer, edits prove nothing
 
@@ -56,7 +56,8 @@ class Criteria:
 
     def _off_target(self, measures) -> list[str]:
         changes = {name: e for name, e in measures.items() if name.startswith("off-target")}
-        return [f"{name} {e} is above {self.max_off_target:g}" for name, e in changes.items() if e.value > self.max_off_target]
+        too_large = {name: e for name, e in changes.items() if e.value > self.max_off_target}
+        return [f"{name} {e} is above {self.max_off_target:g}" for name, e in too_large.items()]
 
     def _far(self, measures, name) -> list[str]:
         e = measures[name]
@@ -94,8 +95,9 @@ def _edits(bench: Workbench) -> dict[str, Estimate]:
     measures = intervals(evidence, {
         "edit success": lambda m: m.edited.success, "no edit success": lambda m: m.floor.success,
         "edit effect": lambda m: edit_effect(m.edited, m.target)})
-    changes = {f"off-target change of {a}": interval(c.float()) for a, c in disturbed(bench, bench.supervised.acts).items()}
-    return {name: estimate for name, (estimate,) in measures.items()} | changes
+    changed = disturbed(bench, bench.supervised.acts)
+    off_target = {f"off-target change of {a}": interval(prompts.float()) for a, prompts in changed.items()}
+    return {name: estimate for name, (estimate,) in measures.items()} | off_target
 
 
 def certify(
@@ -159,8 +161,9 @@ class Certificate:
         rows = {}
         for section, measures in self.measures.items():
             values = {name: e.value for name, e in measures.items() if not name.startswith("off-target")}
-            off = [e.value for name, e in measures.items() if name.startswith("off-target")]
-            rows[section] = {**values, "off-target": max(off, default=float("nan")), "fails": "; ".join(self.reasons[section])}
+            off_target = [e.value for name, e in measures.items() if name.startswith("off-target")]
+            values["off-target"] = max(off_target, default=float("nan"))
+            rows[section] = {**values, "fails": "; ".join(self.reasons[section])}
         return pd.DataFrame(rows).T.infer_objects()
 
     def __repr__(self):

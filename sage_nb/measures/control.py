@@ -92,7 +92,7 @@ class LatentEdits:
 def shares(
     decomposition: Decomposition,
 ) -> Float[Tensor, "prompt active"]:
-    "The share of each active latent in the reconstruction without its bias; they add up to 1 (all 0 where no latent is active)."
+    "The share of each active latent in the reconstruction without its bias; they add up to 1, or are all 0."
     whole = decomposition.latents.sum(1, keepdim=True)
     return (decomposition.latents * whole).sum(-1) / whole.square().sum(-1).clamp(min=torch.finfo(whole.dtype).tiny)
 
@@ -112,7 +112,7 @@ def choose_edits(
     source: Decomposition,  # one entry per latent, as `by_latent` gives it
     counterfactual: Decomposition,
     k: int,  # most moves
-    priority: tuple[Tensor, Tensor] | None = None,  # (prompt active) of latents of the source, and of the counterfactual; by default greedy
+    priority: tuple[Tensor, Tensor] | None = None,  # (prompt active) of source and counterfactual; by default greedy
 ) -> LatentEdits:
     "The latents to take out and to put in, best first."
     moves = torch.cat([-source.latents, counterfactual.latents], 1)
@@ -131,7 +131,7 @@ def choose_edits(
         weight=chosen(shares(source), added) * made)
 
 # %% ../../nbs/6_measures/62_control.ipynb #91b74a26
-Order = Callable[[Node, Sequence[str], Decomposition], Tensor]  # (prompt active): priority for each prompt's value; -inf: never
+Order = Callable[[Node, Sequence[str], Decomposition], Tensor]  # priority (prompt active) for each prompt's value
 
 
 class Latents(NamedTuple):
@@ -211,7 +211,8 @@ def run_edits(
         removed = torch.stack([e.removed(k).cpu() for e in edits.values()], 1).mean(1)
         outcome = _rerun(bench, edited, (count != counted).any(1), outcome)
         counted = count
-        columns.append(EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolation(bench, edited), removed, count.float().mean(1)))
+        isolated, n_moves = isolation(bench, edited), count.float().mean(1)
+        columns.append(EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolated, removed, n_moves))
     return EditOutcomes(*(torch.stack(column, 1) for column in zip(*columns)))
 
 # %% ../../nbs/6_measures/62_control.ipynb #743ac03a
@@ -224,9 +225,9 @@ def supervised_outcomes(bench: Workbench) -> EditOutcomes:
         out = sum(features.of(attributes) for features in dictionary.touching(bench.section.attribute))
         removed.append((out * whole).sum(-1) / whole.square().sum(-1).clamp(min=torch.finfo(whole.dtype).tiny))
     edited, outcome = bench.supervised
-    n_moves = torch.full((len(attributes),), 2.0)
-    columns = outcome.token.cpu(), outcome.metric.cpu(), isolation(bench, edited), torch.stack(removed).mean(0).float().cpu(), n_moves
-    return EditOutcomes(*(column[:, None] for column in columns))
+    removed, n_moves = torch.stack(removed).mean(0).float().cpu(), torch.full((len(attributes),), 2.0)
+    outcomes = EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolation(bench, edited), removed, n_moves)
+    return EditOutcomes(*(column[:, None] for column in outcomes))
 
 # %% ../../nbs/6_measures/62_control.ipynb #3f995021
 KS = (1, 2, 4, 8, 16, 32)
@@ -302,7 +303,7 @@ class Bounds(NamedTuple):
 
     @property
     def measure(self) -> str | None:
-        "What controllability is the area under: success, or effect where predictions cannot tell the supervised edit from none, or None."
+        "What controllability is the area under: success; effect where predictions cannot tell; or None."
         if self.success.lo > 0: return "success"
         return "effect" if self.effect.lo > 0 else None
 
@@ -310,11 +311,14 @@ class Bounds(NamedTuple):
         "What is not defined, and why."
         notes = []
         if not self.success.lo > 0:
-            notes.append(f"normalised success is undefined: the supervised edit succeeds in {self.success} more of the prompts than no edit")
+            notes.append("normalised success is undefined: the supervised edit succeeds "
+                         f"in {self.success} more of the prompts than no edit")
         if not self.effect.lo > 0:
-            notes.append(f"normalised effect is undefined: the supervised edit's effect agrees with the target's to {self.effect}")
+            notes.append("normalised effect is undefined: the supervised edit's effect "
+                         f"agrees with the target's to {self.effect}")
         if not self.weight.lo > LEAST_WEIGHT:
-            notes.append(f"edit magnitude is undefined: the supervised edit leaves a weight of {self.weight}, too little to scale by")
+            notes.append(f"edit magnitude is undefined: the supervised edit leaves a weight of {self.weight}, "
+                         "too little to scale by")
         return notes
 
 # %% ../../nbs/6_measures/62_control.ipynb #5d1a50fd
@@ -381,11 +385,12 @@ def gather_control(
 ) -> Control:
     "Test 2 of methods whose edits have been run."
     clean, target = (Outcome(*(x.cpu() for x in outcome)) for outcome in (bench.untouched, bench.target))
-    return Control(bench.section.name, tuple(ks), clean, target, supervised_outcomes(bench), methods, tuple(bench.readings), passes)
+    skyline, readable = supervised_outcomes(bench), tuple(bench.readings)
+    return Control(bench.section.name, tuple(ks), clean, target, skyline, methods, readable, passes)
 
 # %% ../../nbs/6_measures/62_control.ipynb #be006e25
-METRICS = ("edit success", "mean edit success", "normalised success", "edit effect", "normalised effect", "controllability",
-           "weight removed", "edit magnitude", "isolation", "moves")
+METRICS = ("edit success", "mean edit success", "normalised success", "edit effect", "normalised effect",
+           "controllability", "weight removed", "edit magnitude", "isolation", "moves")
 OVER_K = ("mean edit success", "controllability")  # one number for all k
 
 
@@ -428,7 +433,7 @@ def edge(self: Control, name: str) -> dict[str, Estimate]:
 # %% ../../nbs/6_measures/62_control.ipynb #31929bc8
 def summarise_control(
     control: Control,
-) -> pd.DataFrame:  # columns sae, metric, k, value, lo, hi, n; k is missing where it does not apply, and the value where it is not defined
+) -> pd.DataFrame:  # columns sae, metric, k (missing where there is none), value (nan where undefined), lo, hi, n
     "Every number of test 2 in one cross-section; no edit first, the supervised edit last."
     rows = [(NO_EDIT, metric, None, e) for metric, e in control.edge(NO_EDIT).items()]
     for name in control.methods:
@@ -443,7 +448,7 @@ def summarise_control(
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
     "The numbers of moves, if they ascend from 1 or more."
     ks = tuple(ks)
-    if not ks or any(b <= a for a, b in zip((0, *ks), ks)): raise ValueError(f"ks={ks} are not ascending numbers from 1")
+    if not ks or ks[0] < 1 or list(ks) != sorted(set(ks)): raise ValueError(f"ks={ks} are not ascending numbers from 1")
     return ks
 
 
@@ -457,11 +462,13 @@ def control(
     "Edit the section's attribute with the latents of each SAE set, and run the model with every edit."
     ks, bench = check_ks(ks), bench.editing
     if len(bench.task) < 2:
-        raise ValueError(f"only {len(bench.task)} held-out prompts of cross-section {bench.section.name} can be edited, at least 2 are needed: "
-                         "the others have new values that the dictionaries do not know; fit them on more prompts")
+        n, section = len(bench.task), bench.section.name
+        raise ValueError(f"only {n} held-out prompts of cross-section {section} can be edited, at least 2 are needed: the others have new values that the dictionaries do not know; "
+                         "fit them on more prompts")
     methods = {}
     with count_passes(bench.model, len(bench.task)) as passes:
         for saes in sets:
-            methods[saes.name] = run_edits(bench, find_edits(bench, read_latents(bench, saes, route), ks[-1], order), ks)
+            edits = find_edits(bench, read_latents(bench, saes, route), ks[-1], order)
+            methods[saes.name] = run_edits(bench, edits, ks)
         made = gather_control(bench, methods, ks)
     return replace(made, passes=passes.forward)

@@ -45,15 +45,15 @@ def outcomes(
     *seen, token = run(model, task.prompts, look, edits, batch_size).unbind(1)
     return {attribute: Outcome(metric, token.long()) for attribute, metric in zip(attributes, seen)}
 
-# %% ../../nbs/4_truth/42_runs.ipynb #617e4631
+
 class _Ablation(NamedTuple):
     clean: Float[Tensor, "prompt"]
     ablated: Float[Tensor, "prompt"]
 
-
+# %% ../../nbs/4_truth/42_runs.ipynb #617e4631
 @dataclass(frozen=True)
 class Workbench:
-    "One cross-section on held-out prompts, and what the model says clean, mean-ablated and with counterfactual activations."
+    "One cross-section on held-out prompts, and what the model says clean, mean-ablated and with the counterfactual's."
     model: object
     task: Task  # held-out prompts
     section: CrossSection
@@ -88,11 +88,12 @@ class Workbench:
 
     def at(self, rows) -> "Workbench":
         "The bench with some of its prompts: a slice, a mask or an index tensor."
+        def outcome(whole): return Outcome(*(x[rows] for x in whole))
+        def acts(whole): return {node: x[rows] for node, x in whole.items()}
         return replace(
             self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
-            acts={node: x[rows] for node, x in self.acts.items()}, goal={node: x[rows] for node, x in self.goal.items()},
-            untouched=Outcome(*(x[rows] for x in self.untouched)), target=Outcome(*(x[rows] for x in self.target)),
-            counterfactual=self.counterfactual[rows])
+            acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
+            untouched=outcome(self.untouched), target=outcome(self.target))
 
     @cached_property
     def editing(self) -> "Workbench":
@@ -117,7 +118,7 @@ def set_up(
     section: CrossSection,
     truth: Dictionaries,
     batch_size: int = 64,
-    clean: dict[str | None, Outcome] | None = None,  # of the held-out prompts, for the task (None) and the section's attribute; by default made here
+    clean: dict[str | None, Outcome] | None = None,  # the clean run of the held-out prompts, if made already
 ) -> Workbench:
     "A cross-section on held-out prompts, captured and run."
     test, attribute = task.test, section.attribute
