@@ -30,6 +30,7 @@ def _plain(text): return str(text).replace("$", r"\$")  # no mathematics in name
 
 def _panels(n: int, columns: int, size: tuple[float, float], **how) -> tuple[Figure, np.ndarray]:
     "A figure of n panels of one size in rows, and its axes; places left over are blank."
+    columns = min(columns, n)
     rows = -(-n // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
                              layout="constrained", **how)
@@ -41,7 +42,7 @@ def _panels(n: int, columns: int, size: tuple[float, float], **how) -> tuple[Fig
 def _colours(names) -> dict[str, tuple]:
     "A colour for each name."
     names = list(dict.fromkeys(names))
-    return dict(zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))).tolist()))
+    return dict(zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(names))).tolist()))
 
 
 def _errors(table: pd.DataFrame) -> np.ndarray:
@@ -77,9 +78,11 @@ def _doubling(ax: Axes, ticks, label: str):
     ax.set_xlabel(label)
 
 
-def _legend(ax: Axes, **where): ax.legend(frameon=False, fontsize=8, **where)
+def _legend(fig: Figure, ax: Axes):
+    "The names of one panel's lines, bars or marks above all panels."
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
 
-# %% ../../nbs/7_report/71_plots.ipynb #67ff48c2
+# %% ../../nbs/7_report/71_plots.ipynb #7e56af9a
 def _refuse_empty(sections: CrossSections):
     if not len(sections): raise ValueError("there is no cross-section to draw: " + "; ".join(sections.missing()))
 
@@ -143,7 +146,7 @@ def plot_curves(
     for ax in axes[:, 0]: ax.set_ylabel("effect / metric")
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #1d9946a2
+# %% ../../nbs/7_report/71_plots.ipynb #aa3bd924
 def plot_scores(
     table: pd.DataFrame,  # of `Interactions.table`, `value_scores` or `Composition.similarity`
     label: str = "contribution to the score",
@@ -179,10 +182,10 @@ def plot_faithfulness(
         ax.axhline(1, color="grey", lw=0.6, ls=":")
         ax.set(ylabel=metric, ylim=(-0.35, 1.35))
     axes[-1, 0].tick_params(axis="x", rotation=20)
-    _legend(axes[0, 0], ncols=min(len(names), 4), loc="lower left", bbox_to_anchor=(0, 1))
+    _legend(fig, axes[0, 0])
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #4817a1ee
+# %% ../../nbs/7_report/71_plots.ipynb #62349cce
 def plot_control(
     table: pd.DataFrame,  # of `summarise_control`, for one cross-section
     metric: str = "edit success",
@@ -202,15 +205,15 @@ def plot_control(
         if name == NO_EDIT:
             for ax in (by_k, by_weight): ax.axhline(value, color="grey", ls=":", lw=1)
         else:
-            by_k.plot(2, value, "kx", label=name)
+            by_k.plot(2, value, "kx", label=_plain(name))
             by_weight.plot(weights[weights.sae == name].value, value, "kx")
     _doubling(by_k, sorted(curves.k.astype(int).unique()), "k, moves per node")
     by_k.set_ylabel(metric)
     by_weight.set_xlabel("weight removed")
-    _legend(by_k)
+    _legend(fig, by_k)
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #4b384ec7
+# %% ../../nbs/7_report/71_plots.ipynb #e7cdadcb
 def plot_edits(
     table: pd.DataFrame,  # `SageReport.table`
     metric: str = "edit success",
@@ -229,10 +232,10 @@ def plot_edits(
         ax.set_title(_plain(section), fontsize=10)
         _doubling(ax, sorted(curves.k.astype(int).unique()), "latents")
     for ax in axes[:, 0]: ax.set_ylabel(metric)
-    _legend(axes[0, 0])
+    _legend(fig, axes[0, 0])
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #6b207fb3
+# %% ../../nbs/7_report/71_plots.ipynb #2f268fda
 def plot_occlusion(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `occlusion`
 ) -> Figure:
@@ -246,10 +249,10 @@ def plot_occlusion(
     for attribute, norm in table.norm.items(): ax.annotate(_plain(attribute), (norm, 1.06), ha="center", fontsize=9)
     ax.set(xlabel="norm of the supervised vectors", ylabel="share of values covered", ylim=(-0.08, 1.18), xscale="log")
     ax.margins(x=0.15)
-    _legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend(fig, ax)
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #9d01133d
+# %% ../../nbs/7_report/71_plots.ipynb #c801118f
 def plot_oversplitting(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `oversplitting`
 ) -> Figure:
@@ -260,7 +263,7 @@ def plot_oversplitting(
     ax = axes[0, 0]
     _bars(ax, tables)
     ax.set(ylabel="specific latents", xlabel=_plain(next(iter(tables.values())).index.name))
-    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    _legend(fig, ax)
     return fig
 
 # %% ../../nbs/7_report/71_plots.ipynb #039e262e
