@@ -408,7 +408,9 @@ def differentiate(
         start.append(x.detach().clone().requires_grad_())
         return start[0]
 
-    def looking(look, node): return lambda x: look(_read(x.detach(), node, batch))
+    def looking(look, node):
+        def hook(x): look(_read(x.detach(), node, batch))  # what a look returns must not replace the activation
+        return hook
     fwd = [(node.hook, looking(look, node)) for node, look in (forward or {}).items()]
     looks = [(_grad_hook(known, node), looking(look, node)) for node, look in (backward or {}).items()]
     above = [pair for pair in looks if pair[0] != bottom]  # the gradient at the bottom is what autograd returns

@@ -463,8 +463,8 @@ def control(
     ks, bench = check_ks(ks), bench.editing
     if len(bench.task) < 2:
         n, section = len(bench.task), bench.section.name
-        raise ValueError(f"only {n} held-out prompts of cross-section {section} can be edited, at least 2 are needed: the others have new values that the dictionaries do not know; "
-                         "fit them on more prompts")
+        raise ValueError(f"only {n} held-out prompts of cross-section {section} can be edited, at least 2 are needed: "
+                         "the others have new values that the dictionaries do not know; fit them on more prompts")
     methods = {}
     with count_passes(bench.model, len(bench.task)) as passes:
         for saes in sets:
