@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'levels_of', 'Layers', 'add_by_level', 'keep_interpretable', 'vector_norm', 'occlusion', 'n_precise',
            'oversplitting']
 
-# %% ../../nbs/6_measures/64_diagnostics.ipynb #14019aea
+# %% ../../nbs/6_measures/64_diagnostics.ipynb #70c9d708
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class Layers(NamedTuple):
     terms: dict[Node, Float[Tensor, "prompt level d"]]
     present: Bool[Tensor, "level"]  # levels that some active latent has
 
-# %% ../../nbs/6_measures/64_diagnostics.ipynb #4ca56e54
+# %% ../../nbs/6_measures/64_diagnostics.ipynb #81fe9b09
 def _level(decomposition: Decomposition, levels, node: Node) -> Int[Tensor, "prompt active"]:
     "The level of each entry's latent."
     level = torch.zeros_like(decomposition.indices)
@@ -87,7 +87,7 @@ def add_by_level(
 def _joined(batches: dict[Node, list[Tensor]]) -> dict[Node, Tensor]:
     return {node: torch.cat(parts) for node, parts in batches.items()}
 
-# %% ../../nbs/6_measures/64_diagnostics.ipynb #dfdfc24d
+# %% ../../nbs/6_measures/64_diagnostics.ipynb #e64a9aac
 THRESHOLDS = tuple(i / 10 for i in range(11))
 
 

@@ -60,7 +60,7 @@ class Predicate(NamedTuple):
 
 _KINDS = ("value", "intersection", "union")
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #3f683d1c
+# %% ../../nbs/6_measures/63_interpretability.ipynb #0efc7a99
 def predicates(
     attributes: pd.DataFrame,  # one row per prompt
 ) -> tuple[list[Predicate], csr_array]:  # the predicates, values first; prompts (rows) in which each (column) holds
@@ -98,7 +98,7 @@ def reaches(scores: Float[Tensor, "..."], threshold: float) -> Bool[Tensor, "...
     "At least the threshold, but for rounding: different F1 of fewer than 10,000 prompts are further apart."
     return scores >= threshold - 1e-9
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #92a8e39c
+# %% ../../nbs/6_measures/63_interpretability.ipynb #d3862d89
 def greedy_unions(
     hits: Int[np.ndarray, "latent value"],  # prompts in which the latent is active and the attribute has the value
     active: Int[np.ndarray, "latent"],  # prompts in which the latent is active
@@ -219,7 +219,7 @@ def _totals(hits: Hits) -> Hits:
     "Numbers of prompts."
     return each(lambda x: x.double().sum(0), hits)
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #ad6b870e
+# %% ../../nbs/6_measures/63_interpretability.ipynb #c9919d8f
 def interpret(
     active: Activity,
     attributes: pd.DataFrame,  # one row per prompt, values as strings
@@ -242,7 +242,7 @@ def interpret(
     pairs = _Pairs.of(on, holds[~scoring][:, : len(values)])
     return Interpretations(active, attributes, scoring, tuple(chosen), f1_found, values, pairs)
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #df2dbaab
+# %% ../../nbs/6_measures/63_interpretability.ipynb #28dae3e2
 def _in_blocks(some: Interpretations) -> Iterator[tuple[slice, Hits, Float[Tensor, "resample latent"]]]:
     "A block of latents at a time: which, in how many scoring prompts, and F1 in each resample of them."
     for block in _blocks(len(some.activity)):
@@ -266,7 +266,7 @@ def _about(some: Interpretations) -> pd.DataFrame:
         parts.append(part.assign(active=totals.on / n, always=2 * totals.holds / (n + totals.holds)))
     return pd.concat([names, pd.concat(parts, ignore_index=True)], axis=1)
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #0d689e4e
+# %% ../../nbs/6_measures/63_interpretability.ipynb #6009dbf1
 @patch
 def counts(
     self: Interpretations,
@@ -282,7 +282,7 @@ def counts(
         resampled = resampled + reaches(scores, threshold).double() @ of_kind[block]
     return dict(zip(_KINDS, estimates(value, resampled, n)))
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #973ecb93
+# %% ../../nbs/6_measures/63_interpretability.ipynb #7d928491
 def share_covered(
     means: Hits,  # of `Interpretations.hits_of_values`
     threshold: float = 0.5,  # F1 from which a value counts as covered
@@ -315,7 +315,7 @@ def hits_of_values(
     on[:, some] = self.activity.on[self.scoring][:, best[some]].toarray()
     return Hits.of(torch.from_numpy(on), torch.from_numpy(holds))
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #0fe100b0
+# %% ../../nbs/6_measures/63_interpretability.ipynb #5c79490f
 @patch
 def coverage(
     self: Interpretations,
@@ -336,7 +336,7 @@ def coverage_table(self: Interpretations, threshold: float = 0.5) -> pd.DataFram
         rows[attribute] = {"values": len(holds), "coverage": e.value, "lo": e.lo, "hi": e.hi, "always": always}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("attribute")
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #c20728e5
+# %% ../../nbs/6_measures/63_interpretability.ipynb #eca36172
 @patch
 def __str__(self: Interpretations):
     clear = [f"{kind} {e.value} [{e.lo:.0f}, {e.hi:.0f}]" for kind, e in self.counts().items()]
@@ -356,7 +356,7 @@ def _repr_html_(self: Interpretations, n: int = 12) -> str:
     lines = "".join(f"<p>{escape(line)}</p>" for line in str(self).splitlines())
     return lines + self.table.head(n).round(2).to_html(index=False, escape=True)
 
-# %% ../../nbs/6_measures/63_interpretability.ipynb #5dfaa432
+# %% ../../nbs/6_measures/63_interpretability.ipynb #af32119e
 @patch
 def latents_for(
     self: Interpretations,
