@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sae_lens import SAE
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
-from sae_kinds import NORMALISATIONS, Own, random_sae_lens
+from sae_kinds import NORMALISATIONS, Own
 from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
 from sage_nb.truth.dictionaries import Dictionary
-from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens
+from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.saes.baselines import random_decoder, supervised_as_sae

@@ -27,7 +27,8 @@ from ..measures.interpretability import Interpretations, activity, interpret
 from ..core.intervals import Estimate
 from ..core.models import model_hash
 from ..saes.fidelity import check_saes, sae_inputs
-from ..saes.reconstruction import ProjectionSettings, reconstruct, sources
+from ..saes.reconstruction import ProjectionSettings, reconstruct
+from ..saes.routes import sources
 from .report import COLUMNS, SageReport
 from ..saes.sets import SAESet, load_saes
 from ..saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
