@@ -276,6 +276,12 @@ def test_sidebar_lists_every_notebook():
     assert rooms == sorted(rooms), "the sidebar's rooms are not in the order of their numbers"
 
 
+def test_index_lists_every_room():
+    prose = "\n".join(c["source"] for c in cells(NOTEBOOKS["index.ipynb"], "markdown"))
+    missing = [page(path) for path in ROOMS.values() if f"]({page(path)})" not in prose]
+    assert not missing, findings(missing, "not in the table of nbs/index.ipynb: say there what the room holds")
+
+
 def test_quarto_file_is_linked():
     link = NBS / "_quarto.yml"
     assert link.is_symlink() and link.resolve() == ROOT / "_quarto.yml", \
@@ -328,6 +334,14 @@ def test_embedded_weights_are_safe_and_small():
     assert not unsafe, f"only safetensors, json and md files are embedded, and no pickles: {unsafe}"
     size = sum(p.stat().st_size for p in files)
     assert size <= 20e6, f"{size / 1e6:.1f} MB of embedded weights; at most 20"
+
+
+def test_every_python_that_is_claimed_is_tested():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    claimed = ast.literal_eval(re.search(r"^py_versions = (.*)$", setup, re.M)[1])
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix["python"] == claimed, f"setup.py claims Python {claimed}, test.yml tests {matrix['python']}"
+    assert claimed[0] == cfg["min_python"], "settings.ini and setup.py start with different versions of Python"
 
 
 def test_environment_has_the_pins():
