@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
-from sage_nb.truth.dictionaries import Dictionary
+from sage_nb.truth.dictionaries import Dictionary, Features
 from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, load_saes
