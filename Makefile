@@ -4,19 +4,20 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 ENV := .venv/.stamp
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHONS := python3 python3.13 python3.12 python3.11
-PYTHON ?= $(firstword $(foreach p,$(PYTHONS),$(shell $(p) -c "$(NEW_ENOUGH)" 2>/dev/null && echo $(p))))
+TESTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHONS := python3 python3.12 python3.11
+PYTHON ?= $(firstword $(foreach p,$(PYTHONS),$(shell $(p) -c "$(TESTED)" 2>/dev/null && echo $(p))) python3)
 
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE ?= disabled
 # nothing here downloads a model, except in the targets where you ask for one; HF_HUB_OFFLINE=0 lifts it
-demo test notebooks docs: export HF_HUB_OFFLINE ?= 1
+demo test slow notebooks docs: export HF_HUB_OFFLINE ?= 1
 # the embedded models are so small that a second thread gains nothing, and loses much when the core is wanted elsewhere
-demo test notebooks bench: export OMP_NUM_THREADS ?= 1
+demo test slow notebooks bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test export notebooks readme docs lab bench zoo wheel clean
+.PHONY: help demo test slow export notebooks readme docs lab bench zoo wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +47,12 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'
 	@$(PY) -m pytest -q -n 2 --dist loadfile tests
+
+slow: $(ENV) ## what `make test` leaves out because it takes long: cells and tests flagged slow
+	@printf '\n== notebooks run, with their slow cells ==\n'
+	@$(BIN)/nbdev_test --flags slow --n_workers 2
+	@printf '\n== slow tests ==\n'
+	@$(PY) -m pytest -q -m slow tests || [ $$? -eq 5 ]  # 5: no test is flagged slow
 
 export: $(ENV) ## write sage_nb/*/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export

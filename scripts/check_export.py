@@ -17,7 +17,9 @@ from nbdev.doclinks import nbdev_export
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def modules(): return sorted(p for p in ROOT.glob("sage_nb/**/*.py") if p != ROOT / "sage_nb/__init__.py")  # written by hand: the public names
+def modules():
+    "Every module but the package itself, which is written by hand."
+    return sorted(p for p in ROOT.glob("sage_nb/**/*.py") if p != ROOT / "sage_nb/__init__.py")
 
 
 def snapshot():
@@ -44,8 +46,8 @@ def main():
     after = snapshot()
     wrong = [f"{'stale, removed' if f not in after else 'missing, made' if f not in before else 'changed'}: {f}"
              for f in sorted(before | after) if before.get(f) != after.get(f)]
-    if wrong:
-        sys.exit("\n".join(["Export and clean changed these files: look at them, commit them, run this again.", *wrong]))
+    remedy = "Export and clean changed these files: look at them, commit them, run this again."
+    if wrong: sys.exit("\n".join([remedy, *wrong]))
     if os.environ.get("CI"):
         status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
         if status: sys.exit("The checkout is not clean after export:\n" + status)

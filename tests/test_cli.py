@@ -1,4 +1,7 @@
 """The command line: exit status, messages and files."""
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 
@@ -23,6 +26,18 @@ def test_help_of_a_command_names_its_options(command, capsys):
     with pytest.raises(SystemExit) as stop: main([command, "--help"])
     assert stop.value.code == 0
     assert {"--model", "--task", "--n", "--seed", "--out"} <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"]])
+def test_help_does_not_wait_for_torch(argv):
+    program = f"""
+import sys
+from sage_nb.lab.cli import main
+try: main({argv})
+except SystemExit: pass
+print(sorted({{"torch", "transformers", "sae_lens", "pandas"}} & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("argv,message", [

@@ -136,7 +136,7 @@ def test_all_moves_exchange_one_reconstruction_for_the_other(random_model, site)
     prompts, other = (Prompts(t, {"END": torch.tensor([8, 6, 7])}) for t in tokens)
     node = Node(site, 1, 0, "END")
     saes = SAESet("identity", {Node("resid_pre", 1): identity_sae(model.cfg.d_model, Node("resid_pre", 1))})
-    source, target = (decompose(model, p, node, saes).by_latent() for p in (prompts, other))
+    source, target = (decompose(model, p, [node], saes)[node].by_latent() for p in (prompts, other))
     assert source.latents.shape[1] <= model.cfg.d_model, "one entry per latent, not per token"
     x, a_t = capture(model, prompts, [node])[node], capture(model, other, [node])[node]
     everything = choose_edits(x, a_t, source, target, 10**6, tuple(torch.zeros(p.indices.shape) for p in (source, target)))
@@ -178,7 +178,7 @@ def plain_control(editing, truth, saes, ks):
         if counts.numel() > 1 and right - counts.max() / counts.sum() >= 0.5 * (1 - counts.max() / counts.sum()): others.append(b)
     found = {name: np.full((n, len(ks)), np.nan) for name in ("success", "got", "removed", "isolation", "moves")}
     floor, wanted = np.zeros(n), np.zeros(n)
-    parts = {node: [decompose(model, p, node, saes).by_latent() for p in (task.prompts, cf.prompts)] for node in nodes}
+    parts = {node: [decompose(model, p, [node], saes)[node].by_latent() for p in (task.prompts, cf.prompts)] for node in nodes}
     for i in range(n):
         clean, source = patched(model, task, {}, i), {node: stage.acts[node][i] for node in nodes}
         target_acts = {node: editing.acts[node][i] for node in nodes}

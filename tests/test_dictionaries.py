@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 import sage_nb.truth.dictionaries as room
 from sage_nb.core.activations import Node, Prompts, capture
-from sage_nb.truth.dictionaries import METHODS, Dictionaries, _Sums, fit_dictionaries, one_hot, suggest_products, variance_explained, with_products
+from sage_nb.truth.dictionaries import (FIT_METHODS, Dictionaries, Term, _solve, _Sums, fit_dictionaries, one_hot,
+                                        suggest_products, terms_of, variance_explained)
 
 NODE = Node("z", 0, 0, "END")
 
@@ -22,19 +23,24 @@ class Half(SimpleNamespace):
     def __len__(self): return len(self.attributes)
 
 
-def indicators(attributes, values):
-    "One column per attribute value, by comparison."
-    return np.stack([(attributes[a] == v).to_numpy(float) for a in values for v in values[a]], 1)
+def indicators(attributes, terms):
+    "One column per value of the attributes, by comparison."
+    columns = []
+    for term in terms:
+        (name,) = term.attributes
+        columns += [(attributes[name] == value).to_numpy(float) for (value,) in term.values]
+    return np.stack(columns, 1)
 
 
 def planted(n, seed, noise=1.0, d=24, sizes=(8, 5), balanced=False):
     "Activations that are a mean, a vector per value and noise; and what every combination of values is without noise."
     rng, grid = np.random.default_rng(seed), np.indices(sizes).reshape(len(sizes), -1).T
-    codes = grid[np.arange(n) % len(grid)] if balanced else np.stack([rng.integers(s, size=n) for s in sizes], 1)
+    if balanced: codes = grid[np.arange(n) % len(grid)]
+    else: codes = np.stack([rng.integers(s, size=n) for s in sizes], 1)
     features = np.random.default_rng(0)
     vectors, mean = [features.normal(size=(s, d)) for s in sizes], features.normal(size=d)
 
-    def frame(c): return pd.DataFrame({name: [f"{name}{i}" for i in c[:, j]] for j, name in enumerate("AB")})
+    def frame(c): return pd.DataFrame({"A": [f"A{i}" for i in c[:, 0]], "B": [f"B{i}" for i in c[:, 1]]})
 
     def clean(c): return mean + sum(u[c[:, j]] for j, u in enumerate(vectors))
     return frame(codes), clean(codes) + noise * rng.normal(size=(n, d)), frame(grid), clean(grid)
@@ -56,11 +62,11 @@ def test_mse_dictionary_equals_numpy_least_squares(monkeypatch, correlated):
     attributes, x, grid, _ = planted(700, 1)  # more rows than one chunk of the stream
     if correlated: attributes.loc[::3, "B"] = "B" + attributes.A.str[1].astype(int).mod(5).astype(str)
     found = fit(monkeypatch, attributes, x)
-    C = indicators(attributes, found.values)
+    C = indicators(attributes, found.features)
     solution, *_ = np.linalg.lstsq(C, x - x.mean(0), rcond=None)  # the one of least norm, as the columns are dependent
     assert_close(found.mean, torch.from_numpy(x.mean(0)))
-    assert_close(torch.cat(list(found.vectors.values())), torch.from_numpy(solution), rtol=1e-8, atol=1e-10)
-    predicted = torch.from_numpy(x.mean(0) + indicators(grid, found.values) @ solution)
+    assert_close(torch.cat([f.vectors for f in found.features]), torch.from_numpy(solution), rtol=1e-8, atol=1e-10)
+    predicted = torch.from_numpy(x.mean(0) + indicators(grid, found.features) @ solution)
     assert_close(found.reconstruct(grid), predicted, rtol=1e-8, atol=1e-10)
 
 
@@ -69,9 +75,9 @@ def test_mse_dictionary_of_a_model_equals_numpy_least_squares(model, task):
     truth = fit_dictionaries(model, task, nodes)
     train, test = (capture(model, half.prompts, nodes) for half in (task.train, task.test))
     for node in nodes:
-        x, values = train[node].double().numpy(), truth[node].values
-        solution, *_ = np.linalg.lstsq(indicators(task.train.attributes, values), x - x.mean(0), rcond=None)
-        predicted = torch.from_numpy(x.mean(0) + indicators(task.test.attributes, values) @ solution).float()
+        x, terms = train[node].double().numpy(), truth[node].features
+        solution, *_ = np.linalg.lstsq(indicators(task.train.attributes, terms), x - x.mean(0), rcond=None)
+        predicted = torch.from_numpy(x.mean(0) + indicators(task.test.attributes, terms) @ solution).float()
         assert_close(truth[node].reconstruct(task.test.attributes), predicted)
         y = test[node]
         r2 = 1 - (y - predicted).square().sum() / (y - train[node].mean(0)).square().sum()
@@ -81,9 +87,9 @@ def test_mse_dictionary_of_a_model_equals_numpy_least_squares(model, task):
 def test_mean_dictionary_is_the_mean_of_each_value(monkeypatch):
     attributes, x, _, _ = planted(300, 2)
     found = fit(monkeypatch, attributes, x, "mean")
-    for a, values in found.values.items():
-        for value, vector in zip(values, found.vectors[a]):
-            assert_close(vector, torch.from_numpy(x[(attributes[a] == value).to_numpy()].mean(0) - x.mean(0)))
+    for name in attributes:
+        for (value,), vector in zip(found[name].values, found[name].vectors):
+            assert_close(vector, torch.from_numpy(x[(attributes[name] == value).to_numpy()].mean(0) - x.mean(0)))
 
 
 def test_mean_and_mse_agree_exactly_where_attributes_are_independent(monkeypatch):
@@ -95,16 +101,19 @@ def test_mean_and_mse_agree_exactly_where_attributes_are_independent(monkeypatch
     assert (mean - mse).abs().max() > 0.5, "where one attribute determines the other, means count the shared part twice"
 
 
-@given(cuts=st.lists(st.integers(0, 200), max_size=6), method=st.sampled_from(METHODS))
+@given(cuts=st.lists(st.integers(0, 200), max_size=6), method=st.sampled_from(FIT_METHODS))
 def test_streaming_in_any_batches_gives_the_same(cuts, method):
     attributes, x, _, _ = planted(200, 4)
-    x, made = torch.tensor(x), with_products(attributes, [("A", "B")])
-    values = {a: sorted(made[a].unique()) for a in made}
-    whole, parts = (_Sums(values, {"A×B": ("A", "B")}) for _ in range(2))
-    whole.add(attributes, {NODE: x})
-    edges = [0, *sorted(cuts), 200]
-    for start, stop in zip(edges, edges[1:]): parts.add(attributes[start:stop], {NODE: x[start:stop]})
-    for ours, theirs in zip(parts.solve(NODE, method), whole.solve(NODE, method)): assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+    x, terms, edges = torch.tensor(x), terms_of(attributes, [("A", "B")]), [0, *sorted(cuts), 200]
+    whole = _Sums.of(terms, attributes, {NODE: x})
+    parts = [_Sums.of(terms, attributes[start:stop], {NODE: x[start:stop]}) for start, stop in zip(edges, edges[1:])]
+    ours, theirs = _solve(sum(parts[1:], parts[0]), NODE, method), _solve(whole, NODE, method)
+    assert_close(ours.mean, theirs.mean, rtol=1e-8, atol=1e-9)
+    assert [f.attributes for f in ours.features] == [("A",), ("B",), ("A", "B")]
+    for own, other in zip(ours.features, theirs.features):
+        assert_close(own.vectors, other.vectors, rtol=1e-8, atol=1e-9)
+        assert_close(own.weight, other.weight, rtol=1e-8, atol=1e-9)
+        assert torch.equal(own.counts, other.counts)
 
 
 def test_error_of_a_planted_dictionary_falls_like_one_over_root_n(monkeypatch):
@@ -127,7 +136,8 @@ def test_planted_dictionary_is_exact_without_noise(monkeypatch):
 def test_one_hot_has_a_column_per_value_in_the_given_order():
     attributes = pd.DataFrame({"A": ["x", "y", "x"], "B": ["0", "0", "1"]})
     expected = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1]])
-    assert torch.equal(one_hot(attributes, {"A": ["y", "x"], "B": ["0", "1"]}), expected)
+    terms = [Term(("A",), (("y",), ("x",))), Term(("B",), (("0",), ("1",)))]
+    assert torch.equal(one_hot(attributes, terms), expected)
 
 
 def test_variance_explained_equals_numbers_worked_out_by_hand():
@@ -160,10 +170,13 @@ def test_fitting_refuses_what_it_cannot_do(monkeypatch, model, task):
 
 def design(attributes, products=()):
     "Columns of values and of combinations that occur, by comparison."
-    columns = {a: [(v, (attributes[a] == v).to_numpy(float)) for v in sorted(attributes[a].unique())] for a in attributes}
+    columns = {}
+    for a in attributes:
+        columns[a] = [(v, (attributes[a] == v).to_numpy(float)) for v in sorted(attributes[a].unique())]
     for a, b in products:
         pairs = sorted(set(zip(attributes[a], attributes[b])))
-        columns[f"{a}×{b}"] = [(f"{v}×{w}", ((attributes[a] == v) & (attributes[b] == w)).to_numpy(float)) for v, w in pairs]
+        masks = [((attributes[a] == v) & (attributes[b] == w)).to_numpy(float) for v, w in pairs]
+        columns[f"{a}×{b}"] = list(zip(pairs, masks))
     return columns
 
 
@@ -184,8 +197,8 @@ def test_weights_equal_a_least_squares_fit_of_one_number_per_attribute(monkeypat
         columns[name] = total
     for a, b in products: columns[f"{a}×{b}"] -= columns[a] + columns[b]
     solution, *_ = np.linalg.lstsq(np.stack([c.ravel() for c in columns.values()], 1), X.ravel(), rcond=None)
-    assert list(found.weights) == list(columns)
-    assert list(found.weights.values()) == pytest.approx(solution, rel=1e-8)
+    assert [f.name for f in found.features] == list(columns)
+    assert [f.weight for f in found.features] == pytest.approx(solution, rel=1e-8)
     expected = x.mean(0) + sum(w * c for w, c in zip(solution, columns.values()))
     assert_close(found.reconstruct(attributes), torch.from_numpy(expected), rtol=1e-8, atol=1e-9)
 
@@ -198,20 +211,23 @@ def test_mse_with_products_is_least_squares_with_the_smallest_product_vectors(mo
     found, columns = fit(monkeypatch, attributes, x, products=products), design(attributes, products)
     C = np.stack([mask for rows in columns.values() for _, mask in rows], 1)
     best = C @ np.linalg.lstsq(C, x - x.mean(0), rcond=None)[0]
-    assert_close(found.read(attributes), torch.from_numpy(best), rtol=1e-7, atol=1e-8)
-    assert {n: len(v) for n, v in columns.items()} == {n: len(v) for n, v in found.values.items()}
+    assert_close(found.contribution(attributes), torch.from_numpy(best), rtol=1e-7, atol=1e-8)
+    assert {n: len(v) for n, v in columns.items()} == {f.name: len(f.values) for f in found.features}
     # of all least-squares solutions, the product vectors of least norm: those of the residuals of the product columns
-    singles, rest = (np.stack([mask for n, rows in columns.items() if ("×" in n) == product for _, mask in rows], 1) for product in (False, True))
+    masks = {name: np.stack([mask for _, mask in rows], 1) for name, rows in columns.items()}
+    singles = np.concatenate([masks[f.name] for f in found.features if not f.is_product], 1)
+    rest = np.concatenate([masks[f.name] for f in found.products], 1)
     residual = rest - singles @ np.linalg.lstsq(singles, rest, rcond=None)[0]
     expected, *_ = np.linalg.lstsq(residual, x - x.mean(0), rcond=1e-10)
-    assert_close(torch.cat([v for n, v in found.vectors.items() if "×" in n]), torch.from_numpy(expected), rtol=1e-7, atol=1e-8)
+    assert_close(torch.cat([f.vectors for f in found.products]), torch.from_numpy(expected), rtol=1e-7, atol=1e-8)
 
 
 def test_an_additive_combination_is_the_sum_of_its_attributes(monkeypatch):
     attributes, x, grid, clean = planted(400, 10, noise=0.0)
     absent = (attributes.A == "A3") & (attributes.B == "B2")
     kept, rows = attributes[~absent].reset_index(drop=True), x[~absent.to_numpy()]
-    with pytest.raises(ValueError, match="value 'A3×B2' of attribute 'A×B' was not in the training prompts.*unseen='additive'"):
+    message = "value 'A3×B2' of attribute 'A×B' was not in the training prompts.*unseen='additive'"
+    with pytest.raises(ValueError, match=message):
         fit(monkeypatch, kept, rows, products=[("A", "B")]).reconstruct(grid)
     found = fit(monkeypatch, kept, rows, products=[("A", "B")], unseen="additive")
     assert_close(found.reconstruct(grid), torch.from_numpy(clean), rtol=1e-8, atol=1e-8)  # the truth is additive
@@ -222,56 +238,89 @@ def test_an_additive_combination_is_the_sum_of_its_attributes(monkeypatch):
     assert strict.knows(grid.replace({"A": {"A0": "A99"}})).sum() == ((grid.A != "A0") & ~new).sum()
 
 
-@given(seed=st.integers(0, 10), method=st.sampled_from(METHODS), product=st.booleans())
+@given(seed=st.integers(0, 10), method=st.sampled_from(FIT_METHODS), product=st.booleans())
 def test_an_edit_changes_the_reconstruction_of_the_old_row_into_that_of_the_new(seed, method, product):
     with pytest.MonkeyPatch.context() as patch:
         attributes, x, grid, _ = planted(400, seed, balanced=True)
         found = fit(patch, attributes, x, method, products=[("A", "B")] if product else ())
     rng = np.random.default_rng(seed)
-    new = rng.choice(found.values["A"], len(grid)).tolist()
+    new = rng.choice([value for (value,) in found["A"].values], len(grid)).tolist()
     noise = torch.from_numpy(rng.normal(size=(len(grid), 24)))
     edited = found.edit(found.reconstruct(grid) + noise, "A", grid, new)
     assert_close(edited, found.reconstruct(grid.assign(A=new)) + noise, rtol=1e-9, atol=1e-9)
-    assert_close(found.edit(edited, "A", grid.assign(A=new), grid.A), found.reconstruct(grid) + noise, rtol=1e-9, atol=1e-9)
-    for i in range(len(grid)):  # one vector out, one in, and the products along
-        change = [(n, old, now) for n, old, now in (("A", grid.A[i], new[i]), ("A×B", f"{grid.A[i]}×{grid.B[i]}", f"{new[i]}×{grid.B[i]}")) if n in found.vectors]
-        plain = sum(found.weights[n] * (found.vectors[n][found.values[n].index(now)] - found.vectors[n][found.values[n].index(old)]) for n, old, now in change)
+    back = found.edit(edited, "A", grid.assign(A=new), grid.A)
+    assert_close(back, found.reconstruct(grid) + noise, rtol=1e-9, atol=1e-9)
+    for i, row in enumerate(grid.itertuples()):  # one vector out, one in, and the products along
+        changes = [(found["A"], (row.A,), (new[i],))]
+        if product: changes.append((found["A", "B"], (row.A, row.B), (new[i], row.B)))
+        plain = 0
+        for f, old, now in changes:
+            plain = plain + f.weight * (f.vectors[f.values.index(now)] - f.vectors[f.values.index(old)])
         assert_close(edited[i] - found.reconstruct(grid)[i] - noise[i], plain, rtol=1e-9, atol=1e-9)
 
 
 def test_reading_equals_a_plain_search_and_does_not_depend_on_shared_constants(monkeypatch):
     attributes, x, _, _ = correlated(300, 11)
     found, test = fit(monkeypatch, attributes, x), torch.from_numpy(planted(50, 12)[1])
-    for a, values in found.values.items():
-        counts = [int((attributes[a] == v).sum()) for v in values]
-        average = sum(c * u for c, u in zip(counts, found.vectors[a])) / sum(counts)
-        expected = [values[min(range(len(values)), key=lambda j: (row - found.mean - found.vectors[a][j] + average).norm())] for row in test]
-        assert found.nearest(test, a) == expected
-    shifted = replace(found, vectors=found.vectors | {"A": found.vectors["A"] + 5})
-    assert shifted.nearest(test, "A") == found.nearest(test, "A")
+    for name in attributes:
+        values, vectors = [value for (value,) in found[name].values], found[name].vectors
+        counts = [int((attributes[name] == value).sum()) for value in values]
+        average = sum(c * u for c, u in zip(counts, vectors)) / sum(counts)
+        plain = [((test - found.mean - u + average) ** 2).sum(1) for u in vectors]
+        assert_close(found.distances(test, name), torch.stack(plain, 1), rtol=1e-9, atol=1e-9)
+        expected = [values[min(range(len(values)), key=lambda j: plain[j][i])] for i in range(len(test))]
+        assert found.read(test, name) == expected
+    moved = replace(found["A"], vectors=found["A"].vectors + 5)
+    shifted = replace(found, features=(moved, found["B"]))
+    assert shifted.read(test, "A") == found.read(test, "A")
     together = Dictionaries("mse", {NODE: found, NODE._replace(layer=1): shifted}, pd.DataFrame())
-    assert together.nearest({NODE: test, NODE._replace(layer=1): test}, "A") == found.nearest(test, "A")
+    assert together.read({NODE: test, NODE._replace(layer=1): test}, "A") == found.read(test, "A")
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_values_and_names_may_contain_the_sign_of_products(monkeypatch):
+    attributes = pd.DataFrame({"A×": ["x", "x×y", "x", "x×y"] * 50, "B": ["y×z", "z", "z", "y×z"] * 50})
+    rng = np.random.default_rng(15)
+    vectors = rng.normal(size=(2, 2, 24))  # joined, ("x", "y×z") and ("x×y", "z") would be one value
+    x = vectors[(attributes["A×"] == "x×y").astype(int), (attributes["B"] == "z").astype(int)]
+    found = fit(monkeypatch, attributes, x, products=[("A×", "B")])
+    assert found["A×", "B"].values == (("x", "y×z"), ("x", "z"), ("x×y", "y×z"), ("x×y", "z"))
+    assert_close(found.reconstruct(attributes), torch.from_numpy(x), rtol=1e-8, atol=1e-8)
+    assert [f.name for f in found.touching("B")] == ["B", "A××B"] and not found["A×"].is_product
+    assert found.read(torch.from_numpy(x), "B") == list(attributes["B"])
+
+
+def test_a_product_that_says_nothing_new_has_vectors_of_0(monkeypatch):
+    attributes, x, _, _ = planted(200, 16)
+    attributes["B"] = attributes.A.str.replace("A", "B")  # determined by A, so that its combinations are A's values
+    plain = fit(monkeypatch, attributes, x)
+    more = fit(monkeypatch, attributes, x, products=[("A", "B")], unseen="additive")
+    assert_close(more["A", "B"].vectors, torch.zeros(8, 24).double(), rtol=0, atol=1e-9)
+    crossed = attributes.assign(B=attributes.B.sample(frac=1, random_state=0).to_numpy())
+    assert_close(more.reconstruct(crossed), plain.reconstruct(crossed), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", FIT_METHODS)
 def test_an_attribute_of_one_value_adds_nothing(monkeypatch, method):
     attributes, x, _, _ = planted(200, 13)
     plain, more = fit(monkeypatch, attributes, x, method), fit(monkeypatch, attributes.assign(C="C0"), x, method)
     assert_close(more.reconstruct(attributes.assign(C="C0")), plain.reconstruct(attributes), rtol=1e-8, atol=1e-9)
-    if method == "weighted": assert more.weights["C"] == pytest.approx(0, abs=1e-9)
-    assert more.nearest(torch.from_numpy(x), "C") == ["C0"] * 200
+    if method == "weighted": assert more["C"].weight == pytest.approx(0, abs=1e-9)
+    assert more.read(torch.from_numpy(x), "C") == ["C0"] * 200
     alone = fit(monkeypatch, attributes[["A"]].assign(A="A0"), x, method)
-    assert_close(alone.reconstruct(attributes.assign(A="A0")), torch.from_numpy(x.mean(0)).expand(200, -1), rtol=1e-8, atol=1e-9)
+    mean = torch.from_numpy(x.mean(0)).expand(200, -1)
+    assert_close(alone.reconstruct(attributes.assign(A="A0")), mean, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FIT_METHODS)
 def test_more_dimensions_and_more_values_than_prompts(monkeypatch, method):
     attributes, x, _, _ = planted(12, 14, d=300, sizes=(40, 30))
     found = fit(monkeypatch, attributes, x, method)
-    C = indicators(attributes, found.values)
+    C = indicators(attributes, found.features)
     assert C.shape[1] > 12 and np.linalg.matrix_rank(C) <= 12
     assert found.reconstruct(attributes).isfinite().all()
-    if method == "mse": assert_close(found.read(attributes), torch.from_numpy(C @ np.linalg.lstsq(C, x - x.mean(0), rcond=None)[0]), rtol=1e-7, atol=1e-8)
+    if method != "mse": return
+    expected = torch.from_numpy(C @ np.linalg.lstsq(C, x - x.mean(0), rcond=None)[0])
+    assert_close(found.contribution(attributes), expected, rtol=1e-7, atol=1e-8)
 
 
 def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatch):
@@ -284,7 +333,10 @@ def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatc
     acts, rows = {NODE: x + interaction, other: x}, torch.arange(600)
     half = Half(attributes=attributes, prompts=Prompts(rows[:, None], {"END": torch.zeros_like(rows)}))
     task = SimpleNamespace(attributes=attributes, train=half, test=half)
-    monkeypatch.setattr(room, "capture", lambda model, prompts, nodes, batch_size: {n: torch.tensor(acts[n])[prompts.tokens[:, 0]] for n in nodes})
+
+    def rows_of_acts(model, prompts, nodes, batch_size):
+        return {n: torch.tensor(acts[n])[prompts.tokens[:, 0]] for n in nodes}
+    monkeypatch.setattr(room, "capture", rows_of_acts)
     found = suggest_products(None, task, [NODE, other])
     assert found[found.chosen][["node", "product"]].values.tolist() == [[str(NODE), "A×B"]]
     gain = found.set_index(["node", "product"]).gain[str(NODE), "A×B"]
@@ -297,7 +349,11 @@ def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatc
         return 1 - ((y[held] - mean - columns[held] @ u) ** 2).sum() / ((y[held] - mean) ** 2).sum()
     assert gain == pytest.approx(np.mean([r2([("A", "B")], f) - r2([], f) for f in folds]), rel=1e-6)
     fitted = fit_dictionaries(None, task, [NODE, other], products="auto", unseen="additive")
-    assert list(fitted[NODE].products) == ["A×B"] and not fitted[other].products and fitted.label == "mse + A×B"
-    for wrong, message in ((dict(products="auto"), "unseen='additive'"), (dict(products="all", unseen="additive"), "'all'"),
-                           (dict(unseen="guess"), "unseen='guess'"), (dict(products=[("A", "D")]), r"\('A', 'D'\)"), (dict(products=[("A",)]), r"\('A',\)")):
+    assert [f.attributes for f in fitted[NODE].products] == [("A", "B")]
+    assert not fitted[other].products and fitted.label == "mse + A×B"
+    for wrong, message in ((dict(products="auto"), "unseen='additive'"),
+                           (dict(products="all", unseen="additive"), "'all'"),
+                           (dict(unseen="guess"), "unseen='guess'"),
+                           (dict(products=[("A", "D")]), r"\('A', 'D'\)"),
+                           (dict(products=[("A",)]), r"\('A',\)")):
         with pytest.raises(ValueError, match=message): fit_dictionaries(None, task, [NODE], **wrong)

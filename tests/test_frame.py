@@ -12,8 +12,10 @@ from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
+import house
 import pytest
 import yaml
+from house import directives
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -33,24 +35,25 @@ def page(path): return path.relative_to(NBS).as_posix()
 
 NOTEBOOKS = {page(p): p for p in sorted(NBS.rglob("*.ipynb")) if not re.search(r"(^|/)[._]", page(p))}
 ROOM = re.compile(r"\d_(?P<folder>\w+)/(?P<number>\d\d)_(?P<word>\w+)\.ipynb")
-ROOMS = {f"{m['folder']}.{m['word']}": NOTEBOOKS[name] for name in NOTEBOOKS if (m := ROOM.fullmatch(name))}  # folder.word -> notebook
-NUMBERS = {room: ROOM.fullmatch(page(path))["number"] for room, path in ROOMS.items()}
-MODULES = {".".join(p.relative_to(LIB).with_suffix("").parts): p for p in LIB.rglob("*.py") if p.stem not in ("__init__", "_modidx")}
+MATCHES = {name: ROOM.fullmatch(name) for name in NOTEBOOKS if ROOM.fullmatch(name)}
+ROOMS = {f"{m['folder']}.{m['word']}": NOTEBOOKS[name] for name, m in MATCHES.items()}  # folder.word -> notebook
+NUMBERS = {f"{m['folder']}.{m['word']}": m["number"] for m in MATCHES.values()}
+EXPORTED = [p for p in sorted(LIB.rglob("*.py")) if p.stem not in ("__init__", "_modidx")]
+MODULES = {".".join(p.relative_to(LIB).with_suffix("").parts): p for p in EXPORTED}
+SCRIPTS = sorted(p for folder in ("tests", "benchmarks", "scripts") for p in (ROOT / folder).glob("*.py"))
+BY_HAND = {p.relative_to(ROOT).as_posix(): p for p in [LIB / "__init__.py", *SCRIPTS]}
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 each_room = pytest.mark.parametrize("room", ROOMS)
+each_module = pytest.mark.parametrize("room", MODULES)
 
 
 def cells(path, kind=None):
     "The notebook's cells (of one kind), source and outputs as they are saved."
-    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [dict(c, source="".join(c["source"])) for c in found if kind in (None, c["cell_type"])]
+    saved = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [dict(c, source="".join(c["source"])) for c in saved if kind in (None, c["cell_type"])]
 
 
-def directives(source):
-    "The words after `#|` at the top of a cell."
-    for line in source.splitlines():
-        if not (m := re.match(r"\s*#\s*\|\s*([\w-]*)", line)): return
-        yield m[1]
+def code_of(room): return MODULES[room].read_text(encoding="utf-8")
 
 
 def installed(req):
@@ -72,7 +75,8 @@ def runtime_requirements(): return [Requirement(r) for r in cfg["requirements"].
 
 def test_modules_are_rooms():
     assert ROOMS, "no room (nbs/N_folder/NN_word.ipynb) was found"
-    assert set(MODULES) == set(ROOMS), "nbs/N_folder/NN_word.ipynb exports sage_nb/folder/word.py and nothing else does: run `make export`"
+    assert set(MODULES) == set(ROOMS), \
+        "nbs/N_folder/NN_word.ipynb exports sage_nb/folder/word.py and nothing else does: run `make export`"
 
 
 def test_file_list_is_the_reading_order():
@@ -109,10 +113,28 @@ def test_directives_are_known(name):
 @each_room
 def test_room_imports_only_lower_rooms(room):
     code = "\n".join(c["source"] for c in cells(ROOMS[room], "code"))
-    found = re.findall(r"^\s*(?:from|import)\s+sage_nb\.([\w.]+)", code, re.M)
-    upward = {r for r in found if r != room and NUMBERS.get(r, "99") >= NUMBERS[room]}
+    imported = re.findall(r"^\s*(?:from|import)\s+sage_nb\.([\w.]+)", code, re.M)
+    upward = {r for r in imported if r != room and NUMBERS.get(r, "99") >= NUMBERS[room]}
     assert not upward, f"imports what is not below it: {upward}"
-    assert not re.findall(r"^\s*(?:from\s+sage_nb\s|import\s+sage_nb\s*$)", code, re.M), "a room names the rooms that it needs"
+    whole = re.findall(r"^\s*(?:from\s+sage_nb\s|import\s+sage_nb\s*$)", code, re.M)
+    assert not whole or room == max(NUMBERS, key=NUMBERS.get), "a room, but for the last, names the rooms that it needs"
+
+
+def test_folders_have_one_number_each():
+    numbered = {path.parent.name for path in ROOMS.values()}
+    numbers = {name.partition("_")[0] for name in numbered}
+    words = {name.partition("_")[2] for name in numbered}
+    assert len(numbers) == len(numbered), f"two folders share a number: {sorted(numbered)}"
+    assert len(words) == len(numbered), f"a folder has two numbers: {sorted(numbered)}"
+
+
+@each_module
+def test_folders_import_only_folders_before_them(room):
+    order = {other.split(".")[0]: NUMBERS[other][0] for other in NUMBERS}
+    folder = room.split(".")[0]
+    imported = {r.split(".")[0] for r in house.imported_rooms(code_of(room), folder=folder)}
+    later = {other for other in imported if order.get(other, "9") > order[folder]}
+    assert not later, f"{folder} comes before {later}: move what is needed down, or the room up"
 
 
 @each_room
@@ -138,6 +160,81 @@ def test_imports_are_declared():
                 if not declared & {canonicalize_name(d) for d in distributions.get(top, [top])}:
                     missing.add(f"{path.name}: {top}")
     assert not missing, f"imported, but not in `requirements` in settings.ini: {sorted(missing)}"
+
+
+# The house: what keeps code readable
+
+TOO_WIDE = f"at most {house.MAX_LINE} characters a line of code: give a part of it a name"
+
+
+def findings(items, remedy):
+    "An assertion message: what to do, and where."
+    return "\n  ".join([remedy, *map(str, items)])
+
+
+@each_notebook
+def test_lines_of_code_cells_are_short(name):  # exported modules consist of such cells
+    lines = [line for cell in cells(NOTEBOOKS[name], "code") for line in house.long_lines(cell["source"])]
+    assert not lines, findings(lines, TOO_WIDE)
+
+
+@pytest.mark.parametrize("file", BY_HAND)
+def test_lines_of_files_written_by_hand_are_short(file):
+    lines = house.long_lines(BY_HAND[file].read_text(encoding="utf-8"))
+    assert not lines, findings(lines, TOO_WIDE)
+
+
+@each_module
+def test_one_statement_a_line(room):
+    code = code_of(room)
+    crowded = house.tuple_statements(code) + house.semicolons(code)
+    assert not crowded, findings(crowded, "one statement a line: no tuple as a statement, no semicolon")
+    loops = house.comprehension_statements(code)
+    assert not loops, findings(loops, "a comprehension makes something; what only does something is a for loop")
+
+
+@each_module
+def test_function_bodies_are_short(room):
+    bodies = house.long_bodies(code_of(room))
+    assert not bodies, findings(bodies, f"at most {house.MAX_BODY} lines a body: give its parts names")
+
+
+@each_room
+def test_exported_cells_are_short(room):
+    long = house.long_cells(cells(ROOMS[room]))
+    assert not long, findings(long, f"at most {house.MAX_CELL} lines an exported cell: cut it between ideas")
+
+
+@each_module
+def test_imports_are_used(room):
+    unused = house.unused_imports(code_of(room))
+    assert not unused, findings(unused, "imported and not used: delete it, or say why with `# noqa: F401  reason`")
+
+
+@each_room
+def test_room_says_its_limits(room):
+    prose = "\n".join(c["source"] for c in cells(ROOMS[room], "markdown"))
+    assert re.search(r"^## Limits$", prose, re.M), "a room has a section `## Limits`: when does the number mislead?"
+
+
+@each_room
+def test_every_public_definition_is_shown(room):
+    unseen = house.unseen_definitions(cells(ROOMS[room]))
+    assert not unseen, findings(unseen, "show it or assert something about it in a visible cell before the next export")
+
+
+@each_room
+def test_assertions_are_visible(room):
+    hidden = house.hidden_assertions(cells(ROOMS[room]))
+    assert not hidden, findings(hidden, "tests beside the code are documentation: hide fixtures and imports only")
+
+
+def test_public_names_live_in_one_room():
+    homes = {}
+    for room in MODULES:
+        for name in house.public_names(code_of(room)): homes.setdefault(name, []).append(room)
+    twice = {name: rooms for name, rooms in homes.items() if len(rooms) > 1}
+    assert not twice, findings(twice.items(), "two rooms define it: keep it in the lower one, or give it two names")
 
 
 # What is saved in notebooks
@@ -177,6 +274,12 @@ def test_sidebar_lists_every_notebook():
     assert not set(listed) - set(NOTEBOOKS), "in the sidebar in _quarto.yml, but there is no such notebook"
     rooms = [f for f in listed if ROOM.fullmatch(f)]
     assert rooms == sorted(rooms), "the sidebar's rooms are not in the order of their numbers"
+
+
+def test_index_lists_every_room():
+    prose = "\n".join(c["source"] for c in cells(NOTEBOOKS["index.ipynb"], "markdown"))
+    missing = [page(path) for path in ROOMS.values() if f"]({page(path)})" not in prose]
+    assert not missing, findings(missing, "not in the table of nbs/index.ipynb: say there what the room holds")
 
 
 def test_quarto_file_is_linked():
@@ -231,6 +334,14 @@ def test_embedded_weights_are_safe_and_small():
     assert not unsafe, f"only safetensors, json and md files are embedded, and no pickles: {unsafe}"
     size = sum(p.stat().st_size for p in files)
     assert size <= 20e6, f"{size / 1e6:.1f} MB of embedded weights; at most 20"
+
+
+def test_every_python_that_is_claimed_is_tested():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    claimed = ast.literal_eval(re.search(r"^py_versions = (.*)$", setup, re.M)[1])
+    matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
+    assert matrix["python"] == claimed, f"setup.py claims Python {claimed}, test.yml tests {matrix['python']}"
+    assert claimed[0] == cfg["min_python"], "settings.ini and setup.py start with different versions of Python"
 
 
 def test_environment_has_the_pins():

@@ -11,16 +11,18 @@ from sklearn.metrics import f1_score
 from torch.testing import assert_close
 
 from sage_nb.core.activations import Node, capture
-from sage_nb.truth.dictionaries import Dictionary, fit_dictionaries
+from sage_nb.truth.dictionaries import Dictionary, Features, fit_dictionaries
 from sage_nb.measures.faithfulness import faithfulness
-from sage_nb.measures.interpretability import Activity, activity, f1, greedy_unions, interpret, keep_interpretable, occlusion, oversplitting, predicates, share_covered
+from sage_nb.measures.diagnostics import keep_interpretable, occlusion, oversplitting
+from sage_nb.measures.interpretability import Hits, f1, greedy_unions, interpret, predicates, share_covered
 from sage_nb.core.intervals import interval
 from sage_nb.tasks.planted import planted_circuit
+from sage_nb.measures.activity import Activity, ActivityBuilder, activity
 from sage_nb.saes.reconstruction import decompose, reconstruct
 from sage_nb.saes.codes import Codes
 from sage_nb.saes.sets import SAESet
 from sage_nb.saes.baselines import supervised_as_sae
-from sage_nb.truth.runs import set_stage
+from sage_nb.truth.runs import set_up
 
 HERE = Node("resid_pre", 0, None, "END")
 
@@ -91,9 +93,9 @@ def test_interpretations_equal_a_plain_loop_and_scikit_learn(world, most):
     for i, latent in enumerate(found.activity.index):
         text, best = plain_interpretation({j for j in np.flatnonzero(on[:, latent]) if not scoring[j]}, rows_of(attributes, ~scoring), most)
         assert (found.predicates[i] and str(found.predicates[i])) == text
-        assert found.found[i] == best
+        assert found.f1_found[i] == best
         holds = found.predicates[i].holds(attributes)[scoring] if text else np.zeros(scoring.sum(), dtype=bool)
-        assert found.scored[i].item() == pytest.approx(f1_score(holds, on[scoring, latent], zero_division=0), abs=1e-12)
+        assert found.f1_scored[i].item() == pytest.approx(f1_score(holds, on[scoring, latent], zero_division=0), abs=1e-12)
 
 
 @settings(max_examples=20)
@@ -144,20 +146,19 @@ def crowd():
 
 
 def test_numbers_have_the_intervals_of_a_bootstrap_over_scoring_prompts(crowd):
-    columns = crowd.columns()
     for i in (0, 7, 25, 39):
         row = crowd.table[crowd.table.latent == crowd.activity.index[i]].iloc[0]
-        assert tuple(row[["f1", "lo", "hi"]]) == pytest.approx(interval(columns[:, i], f1)[:3], abs=1e-9)
+        assert tuple(row[["f1", "lo", "hi"]]) == pytest.approx(interval(crowd.hits(slice(i, i + 1)), f1)[:3], abs=1e-9)
     for kind, found in crowd.counts(0.6).items():
         mine = torch.tensor([p.kind == kind for p in crowd.predicates])
-        expected = interval(columns[:, mine].flatten(1), lambda m: (f1(m.unflatten(-1, (-1, 3))) >= 0.6 - 1e-9).sum(-1).double())
+        expected = interval(Hits(*(x[:, mine] for x in crowd.hits())), lambda means: (f1(means) >= 0.6 - 1e-9).sum(-1).double())
         assert found == pytest.approx(expected)
     assert crowd.table.f1.is_monotonic_decreasing and len(crowd.table) == 40
     assert crowd.coverage_table().loc["B", "always"] == 1 and crowd.coverage_table().loc["A", "always"] == 0
 
 
 def test_blocks_of_latents_change_nothing(crowd, monkeypatch):
-    monkeypatch.setattr("sage_nb.measures.interpretability.BLOCK", 7)
+    monkeypatch.setattr("sage_nb.measures.interpretability._LATENTS_AT_ONCE", 7)
     again = interpret(crowd.activity, crowd.attributes, crowd.scoring)
     assert again.predicates == crowd.predicates
     pd.testing.assert_frame_equal(again.table, crowd.table)
@@ -171,16 +172,17 @@ def test_a_dictionary_as_sae_is_its_own_interpretation_and_chance_is_not(seed):
     g, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     values = {"IO": [f"name{i}" for i in range(12)], "S": [f"other{i}" for i in range(12)], "Pos": ["ABB", "BAB"]}
     attributes = pd.DataFrame({a: rng.choice(v, 400) for a, v in values.items()})
-    vectors = {a: torch.randn(len(v), 64, generator=g) for a, v in values.items()}
-    d = Dictionary(torch.randn(64, generator=g), vectors, values, {a: torch.ones(len(v)) for a, v in values.items()}, dict.fromkeys(values, 1.0))
+    features = tuple(Features((a,), tuple((value,) for value in v), torch.randn(len(v), 64, generator=g),
+                              torch.ones(len(v)), 1.0) for a, v in values.items())
+    d = Dictionary(torch.randn(64, generator=g), features)
     sae = supervised_as_sae(d, HERE)
     codes = sae.encode(d.reconstruct(attributes))
     found = interpret(Activity.of_codes(codes, HERE), attributes, seed=seed)
     assert [str(p) for p in found.predicates] == [f"{a} = {v}" for a in values for v in sorted(values[a], key=values[a].index)]
-    assert (found.scored == 1).all() and found.coverage(1.0).value == 1
+    assert (found.f1_scored == 1).all() and found.coverage(1.0).value == 1
     assert found.counts(1.0)["value"].value == 26
     lot = interpret(Activity.of_codes(codes._replace(indices=torch.randint(26, codes.indices.shape, generator=g)), HERE), attributes, seed=seed)
-    assert lot.scored.max() < 0.8 and lot.coverage(attribute="IO").value == 0 and lot.coverage(attribute="S").value == 0
+    assert lot.f1_scored.max() < 0.8 and lot.coverage(attribute="IO").value == 0 and lot.coverage(attribute="S").value == 0
 
 
 def test_the_planted_attribute_is_covered_through_the_model():
@@ -191,8 +193,8 @@ def test_the_planted_attribute_is_covered_through_the_model():
     saes = SAESet("supervised", {node: supervised_as_sae(truth[node], node)})
     found = interpret(activity(planted.model, task.prompts, [node], saes), task.attributes, task.held_out)
     assert found.coverage(attribute="first").value == 1
-    firsts = [i for i, p in enumerate(found.predicates) if p.terms[0][0] == "first"]
-    assert len(firsts) >= 8 and sum(found.scored[firsts] == 1) >= 8
+    firsts = [i for i, p in enumerate(found.predicates) if p.conditions[0].attribute == "first"]
+    assert len(firsts) >= 8 and sum(found.f1_scored[firsts] == 1) >= 8
     table = occlusion(found, truth, [node])
     assert table.index[0] == "first" and table.norm["first"] > 100 * table.norm["second"]
 
@@ -213,7 +215,7 @@ def test_activity_at_z_is_that_of_any_token_before(model, task, sae_sets):
 def test_min_share_keeps_latents_that_make_up_so_much(model, task, sae_sets, text):
     node, saes, some = Node.parse(text), sae_sets["tiny-gpt2-res-topk"], task[:12]
     found = activity(model, some.prompts, [node], saes, min_share=0.1)
-    parts = decompose(model, some.prompts, node, saes)
+    parts = decompose(model, some.prompts, [node], saes)[node]
     for i in range(len(some)):
         terms = {}
         for latent, term in zip(parts.indices[i].tolist(), parts.latents[i]): terms[latent] = terms.get(latent, 0) + term.double()
@@ -239,34 +241,34 @@ def test_sections_across_layers_name_latents_by_place(model, task, sae_sets):
 @pytest.mark.parametrize("rest", ["mean", "zero"])
 def test_kept_latents_equal_a_plain_sum(model, task, sections, truth, sae_sets, rest):
     section, saes = next(s for s in sections if s.name == "IO:v@IO"), sae_sets["tiny-gpt2-res-topk"]
-    stage = set_stage(model, task[~task.held_out | (torch.arange(len(task)) % 2 == 0)], section, truth)
+    bench = set_up(model, task[~task.held_out | (torch.arange(len(task)) % 2 == 0)], section, truth)
     found = interpret(activity(model, task.prompts, section.nodes, saes), task.attributes, task.held_out)
-    kept = keep_interpretable(stage, saes, found, [0.0, 0.5, 0.9], rest)
-    good = {name: score for name, score in zip(found.activity.names, found.scored.tolist())}
+    kept = keep_interpretable(bench, saes, found, [0.0, 0.5, 0.9], rest)
+    good = {name: score for name, score in zip(found.activity.names, found.f1_scored.tolist())}
     expected = {}
     for node in section.nodes:
-        parts = decompose(model, stage.task.prompts, node, saes)
+        parts = decompose(model, bench.task.prompts, [node], saes)[node]
         rows = []
-        for i in range(len(stage.task)):
+        for i in range(len(bench.task)):
             dropped = [parts.latents[i, j] for j, latent in enumerate(parts.indices[i].tolist()) if good.get(f"{parts.saes[0]} #{latent}", 0) < 0.5]
             rows.append(sum(dropped) if dropped else torch.zeros_like(parts.bias[i]))
         d = torch.stack(rows)
         expected[node] = parts.reconstruction - d + (d.mean(0) if rest == "mean" else 0)
-    assert_close(kept[0.5], faithfulness(stage, expected), rtol=1e-3, atol=1e-3)
-    assert_close(kept[0.0], faithfulness(stage, reconstruct(model, stage.task.prompts, section.nodes, saes)), rtol=1e-3, atol=1e-3)
-    assert not torch.equal(kept[0.0], kept[0.9])
+    assert_close(kept[0.5], faithfulness(bench, expected), rtol=1e-3, atol=1e-3)
+    assert_close(kept[0.0], faithfulness(bench, reconstruct(model, bench.task.prompts, section.nodes, saes)), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(kept[0.0].reconstructed, kept[0.9].reconstructed)
 
 
 def test_runs_are_reused_where_nothing_is_dropped_in_between(model, task, sections, truth, sae_sets):
     section, saes = next(s for s in sections if s.name == "IO:v@IO"), sae_sets["tiny-gpt2-res-topk"]
-    stage = set_stage(model, task, section, truth).at(slice(0, 8))
+    bench = set_up(model, task, section, truth).at(slice(0, 8))
     found = interpret(activity(model, task.prompts, section.nodes, saes), task.attributes, task.held_out)
-    gap = next(s for s in sorted(set(found.scored.tolist())) if s > 0.3)
-    kept = keep_interpretable(stage, saes, found, [gap + 1e-6, gap + 2e-6, 1.5, 2.0])
+    gap = next(s for s in sorted(set(found.f1_scored.tolist())) if s > 0.3)
+    kept = keep_interpretable(bench, saes, found, [gap + 1e-6, gap + 2e-6, 1.5, 2.0])
     assert kept[gap + 1e-6] is kept[gap + 2e-6] and kept[1.5] is kept[2.0] and kept[gap + 2e-6] is not kept[1.5]
     other = next(s for s in sections if s.site == "q")
     with pytest.raises(ValueError, match="were not interpreted"):
-        keep_interpretable(set_stage(model, task, other, truth).at(slice(0, 8)), saes, interpret(activity(model, task.prompts, [Node.parse("L0H0.v@IO")], saes), task.attributes))
+        keep_interpretable(set_up(model, task, other, truth).at(slice(0, 8)), saes, interpret(activity(model, task.prompts, [Node.parse("L0H0.v@IO")], saes), task.attributes))
 
 
 # Faults and edges
@@ -293,8 +295,8 @@ def test_a_value_that_is_not_scored_is_left_out_of_coverage():
     on = np.stack([attributes.A == "x", np.arange(20) < 3], 1)
     found = interpret(active_of(on), attributes, scoring)
     assert found.coverage().value == 0.5  # of x and y; z occurs only where it is found
-    assert found.predicates[1] is None and found.scored[1] == 0  # active in scoring prompts only
-    assert share_covered(torch.tensor([0.0, 0.1, 0.0, 0.2, 0.2, 0.2])).item() == 1
+    assert found.predicates[1] is None and found.f1_scored[1] == 0  # active in scoring prompts only
+    assert share_covered(Hits(*torch.tensor([[0.0, 0.2], [0.1, 0.2], [0.0, 0.2]]))).item() == 1
 
 
 @pytest.mark.parametrize("how, what", [

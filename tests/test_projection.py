@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import RANDOM
-from sae_kinds import KINDS, random_set
+from sae_kinds import KINDS, random_saes, random_set
 from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch.testing import assert_close
@@ -16,34 +16,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sage_nb.core.activations import HEAD_SITES, Node, capture, hooked
 from sage_nb.discovery.attribution import all_nodes
 from sage_nb.core.models import EMBEDDED, load_model
-from sage_nb.saes.reconstruction import Norm, Reader, decompose, reconstruct, route_taken
-from sage_nb.saes.sets import SAESet, load_saes
-from sage_nb.saes.codes import FORMED, SparseSAE
 from sage_nb.saes.adapters import from_sae_lens
+from sage_nb.saes.codes import MOST_FORMED
+from sage_nb.saes.projection import Norm, Reader
+from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct
+from sage_nb.saes.routes import route_taken
+from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.tasks.task import load_task
 
 POSITIONS = ("IO", "S2", "END")
 ZOO = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
 
 
-def random_saes(d_model=128, d_sae=200, layers=4):
-    "SAEs that reconstruct badly, with a different number of active latents on every token."
-    g = torch.Generator().manual_seed(0)
-
-    def draw(*shape): return torch.randn(*shape, generator=g)
-
-    def sae(layer):
-        W_enc, b_enc = draw(d_model, d_sae) / d_model**0.5, draw(d_sae)
-        W_dec, b_dec = 0.3 * draw(d_sae, d_model), 0.2 + 0.1 * draw(d_model)
-        return SparseSAE(Node("resid_pre", layer), W_dec, b_dec, lambda x: (x @ W_enc + b_enc - 2).relu(), "random")
-    return SAESet("random", {Node("resid_pre", layer): sae(layer) for layer in range(layers + 1)})
-
-
 def largest_relative_error(model, prompts, saes, nodes):
     "The largest over nodes and prompts of ‖latents + bias + error − true‖ / ‖true‖, per site."
     worst, missed = dict.fromkeys(HEAD_SITES, 0.0), dict.fromkeys(HEAD_SITES, 0.0)
     for node, true in capture(model, prompts, nodes).items():
-        parts = decompose(model, prompts, node, saes.before(node.layer))
+        parts = decompose(model, prompts, [node], saes.before(node.layer))[node]
         off = parts.latents.sum(1) + parts.bias + parts.error - true
         worst[node.site] = max(worst[node.site], (off.norm(dim=1) / true.norm(dim=1)).max().item())
         missed[node.site] = max(missed[node.site], (parts.error.norm() / true.norm()).item())
@@ -64,6 +53,14 @@ def test_parts_sum_to_the_truth_in_every_family(random_model):
     assert max(worst.values()) <= 1e-5, worst
 
 
+def test_parts_sum_to_the_truth_where_a_hooked_transformer_shares_key_heads(random_models):
+    model = random_models["gemma-hooked"]
+    assert model.cfg.n_key_value_heads < model.cfg.n_heads and model.blocks[1].attn.W_K.shape[0] == model.cfg.n_heads
+    task = load_task("ioi", model, n=24)[:9]
+    worst = largest_relative_error(model, task.prompts, random_saes(), all_nodes(model, ["IO", "END"]))
+    assert max(worst.values()) <= 1e-5, worst
+
+
 def test_parts_sum_to_the_truth_where_weights_are_folded_and_centred(random_models):
     folded = copy.deepcopy(random_models["gpt2-hooked"])
     folded.process_weights_(fold_ln=True, center_writing_weights=True, center_unembed=True)
@@ -81,9 +78,9 @@ def test_parts_sum_to_the_truth_where_a_bridge_folds_its_norms(name):
     model.enable_compatibility_mode()
     assert not torch.allclose(gamma, torch.ones(128))
     assert_close(Norm.of(model, 1).gamma, torch.ones(128))
-    for node, true in capture(model, prompts, nodes).items():
-        parts = decompose(model, prompts, node, load_saes(f"{name}-res-{kind[name]}"))
-        assert ((parts.reconstruction + parts.error - true).norm() / true.norm()).item() <= 1e-5
+    true = capture(model, prompts, nodes)
+    for node, parts in decompose(model, prompts, nodes, load_saes(f"{name}-res-{kind[name]}")).items():
+        assert ((parts.reconstruction + parts.error - true[node]).norm() / true[node].norm()).item() <= 1e-5
 
 
 NODES = ("L1H1.q@END", "L1H1.k@S2", "L1H1.v@IO", "L1H3.z@END", "L1.attn_out@S2", "L1.mlp_out@END")
@@ -105,9 +102,8 @@ def test_parts_sum_to_the_truth_for_every_kind_of_sae_at_every_site(every_model,
         places = [Node(site, 1) for site in sites if Node(site, 1).hook in model.hook_dict]
         saes = random_set(kind, capture(model, prompts, places))
         for route, here in (("read", nodes if where != "site" else nodes[3:]), ("write", nodes[3:] if where != "site" else [])):
-            rebuilt = reconstruct(model, prompts, here, saes, route=route)
-            for node in here:
-                parts = decompose(model, prompts, node, saes, route=route)
+            rebuilt = reconstruct(model, prompts, here, saes, ProjectionSettings(route=route))
+            for node, parts in decompose(model, prompts, here, saes, route).items():
                 off = parts.latents.sum(1) + parts.bias + parts.error - true[node]
                 relative = (off.norm() / true[node].norm()).item()
                 assert relative <= 1e-5, f"{where} {parts.route} {node}: {relative:.1e}"
@@ -159,7 +155,7 @@ def test_each_latents_part_equals_a_plain_loop(random_models, hf_models, family,
     model, sae = random_models[family], random_saes().before(2)
     task = load_task("ioi", model, n=24)[:4]
     node = Node(site, 2, 1 if family == "gemma" and site in "kv" else 3, "END")
-    parts = decompose(model, task.prompts, node, sae)
+    parts = decompose(model, task.prompts, [node], sae)[node]
     for p in range(len(task)):
         _, cache = model.run_with_cache(task.prompts.tokens[p : p + 1])
         at, n = task.prompts.index("END")[p].item(), task.prompts.tokens.shape[1]
@@ -198,7 +194,7 @@ def test_parts_of_attn_out_equal_a_plain_loop_over_heads_and_tokens(random_model
     model, sae = random_models[family], random_saes().before(2)
     prompts = load_task("ioi", model, n=24)[:2].prompts
     W_O, b_O, post = output_weights(family, hf_models[family], 2)
-    parts = decompose(model, prompts, Node("attn_out", 2, None, "END"), sae)
+    parts, = decompose(model, prompts, [Node("attn_out", 2, None, "END")], sae).values()
     for p in range(len(prompts)):
         _, cache = model.run_with_cache(prompts.tokens[p : p + 1])
         at, n = prompts.index("END")[p].item(), prompts.tokens.shape[1]
@@ -224,7 +220,7 @@ def test_mlp_out_is_the_difference_of_the_streams(random_models, family):
     attn = reconstruct(model, prompts, [Node("attn_out", 2, None, "END")], saes).popitem()[1]
     expected = saes.before(3).reconstruct(x[post]) - saes.before(2).reconstruct(x[pre]) - attn
     assert_close(reconstruct(model, prompts, [node], saes)[node], expected, rtol=1e-4, atol=1e-4)
-    parts = decompose(model, prompts, node, saes)
+    parts = decompose(model, prompts, [node], saes)[node]
     assert parts.route == "difference" and parts.saes == (Node("resid_pre", 3), Node("resid_pre", 2), Node("resid_pre", 2))
     if family == "pythia": return
     middle = SAESet("middle", saes.saes | {mid._replace(position=None): saes.before(1)})
@@ -238,7 +234,7 @@ def test_write_side_equals_least_squares_prompt_by_prompt(random_models, hf_mode
     prompts = load_task("ioi", model, n=24)[:5].prompts
     nodes = [Node("z", 2, 1, "END"), Node("attn_out", 2, None, "END"), Node("mlp_out", 2, None, "END")]
     post = Node("resid_post", 2, None, "END")
-    true, got = capture(model, prompts, [*nodes, post]), reconstruct(model, prompts, nodes, saes, route="write")
+    true, got = capture(model, prompts, [*nodes, post]), reconstruct(model, prompts, nodes, saes, ProjectionSettings(route="write"))
     W_O, _, gamma = output_weights(family, hf_models[family], 2)
     W = W_O[1] if gamma is None else W_O[1] * gamma
     for p in range(len(prompts)):
@@ -284,7 +280,7 @@ def test_recomputed_scale_equals_a_run_on_the_reconstructed_stream(random_model,
     prompts, node, saes = load_task("ioi", random_model, n=24)[:9].prompts, Node(site, 2, 1, "END"), random_saes()
     put = {"blocks.2.hook_resid_pre": stream_and_reconstruction(random_model, prompts, saes)[1]}
     real = run_with(random_model, prompts, node, put, ["blocks.2.attn.hook_pattern"] if site == "z" else [])
-    recomputed, frozen = (reconstruct(random_model, prompts, [node], saes, scale, 4)[node]
+    recomputed, frozen = (reconstruct(random_model, prompts, [node], saes, ProjectionSettings(scale), 4)[node]
                           for scale in ("recomputed", "frozen"))
     assert_close(recomputed, real, rtol=1e-4, atol=1e-5)
     assert (frozen - real).abs().max() > 0.01, "both scales give the same: the test shows nothing"
@@ -295,7 +291,8 @@ def test_recomputed_pattern_equals_a_run_on_the_reconstructed_stream(random_mode
     prompts, saes = load_task("ioi", random_model, n=24)[:9].prompts, random_saes()
     put = {"blocks.2.hook_resid_pre": stream_and_reconstruction(random_model, prompts, saes)[1]}
     real = run_with(random_model, prompts, node, put)
-    recomputed, frozen = (reconstruct(random_model, prompts, [node], saes, "recomputed", 4, pattern)[node] for pattern in ("recomputed", "frozen"))
+    recomputed, frozen = (reconstruct(random_model, prompts, [node], saes, ProjectionSettings("recomputed", pattern), 4)[node]
+                          for pattern in ("recomputed", "frozen"))
     assert_close(recomputed, real, rtol=1e-4, atol=1e-5)
     assert (frozen - real).abs().max() > 1e-3, "both patterns give the same: the test shows nothing"
 
@@ -305,7 +302,7 @@ def test_recomputed_pattern_with_frozen_scale_equals_a_run_on_projected_queries_
     x, x_hat = stream_and_reconstruction(random_model, prompts, saes)
     scale = Norm.of(random_model, 2).scale(x)
     put = {Node(site, 2).hook: Reader.of(random_model, site, 2)(x_hat, scale) for site in "qkv"}
-    assert_close(reconstruct(random_model, prompts, [node], saes, "frozen", 4, "recomputed")[node],
+    assert_close(reconstruct(random_model, prompts, [node], saes, ProjectionSettings(pattern="recomputed"), 4)[node],
                  run_with(random_model, prompts, node, put), rtol=1e-4, atol=1e-5)
 
 
@@ -313,15 +310,15 @@ def test_reconstruction_with_frozen_scale_is_everything_but_the_error(random_mod
     prompts, saes = load_task("ioi", random_model, n=24)[:9].prompts, random_saes()
     nodes = all_nodes(random_model, ["S2", "END"])[::5]
     for node, value in reconstruct(random_model, prompts, nodes, saes, batch_size=4).items():
-        parts = decompose(random_model, prompts, node, saes.before(node.layer))
+        parts = decompose(random_model, prompts, [node], saes.before(node.layer))[node]
         assert_close(value, parts.reconstruction, rtol=1e-4, atol=1e-5)
         assert_close(value + parts.error, capture(random_model, prompts, [node])[node], rtol=1e-4, atol=1e-5)
 
 
 def test_one_entry_per_latent_keeps_the_sum(random_model):
     prompts, saes = load_task("ioi", random_model, n=24)[:5].prompts, random_saes()
-    for node in (Node("z", 2, 1, "END"), Node("mlp_out", 2, None, "END")):
-        parts = decompose(random_model, prompts, node, saes, batch_size=2)
+    nodes = [Node("z", 2, 1, "END"), Node("mlp_out", 2, None, "END")]
+    for parts in decompose(random_model, prompts, nodes, saes, batch_size=2).values():
         merged = parts.by_latent()
         assert merged.latents.shape[1] < parts.latents.shape[1]
         for p in range(len(prompts)):
@@ -359,7 +356,7 @@ def test_a_million_latents_are_never_formed_at_once(model, task, k):
     saes, nodes = SAESet("wide", {view.node: view}), [Node("z", 1, 0, "END"), Node("q", 1, 0, "END")]
     with Largest([sae.W_dec, sae.W_enc, sae.b_enc]) as largest: found = reconstruct(model, prompts, nodes, saes)
     tokens = prompts.tokens.numel()
-    assert largest.size <= FORMED < tokens * d_sae / 8
+    assert largest.size <= MOST_FORMED < tokens * d_sae / 8
     x = capture(model, prompts, [Node("resid_pre", 1)])[Node("resid_pre", 1)][0, -3:]
     dense = (x @ sae.W_enc.float() + sae.b_enc.float()).relu()
     codes = view.encode(x)
@@ -375,7 +372,7 @@ def test_a_million_latents_are_never_formed_at_once(model, task, k):
 ])
 def test_what_cannot_be_projected_to_is_refused(model, task, node):
     saes, prompts = random_saes(), task.prompts[:2]
-    for call in (lambda: decompose(model, prompts, node, saes.before(1)),
+    for call in (lambda: decompose(model, prompts, [node], saes.before(1)),
                  lambda: reconstruct(model, prompts, [node], saes)):
         with pytest.raises(ValueError, match="cannot be projected to: it must be one head of q, k, v or z, or attn_out"): call()
 
@@ -385,15 +382,15 @@ def test_wrong_requests_say_what_is_wrong(model, task):
     with pytest.raises(ValueError, match="takes activations of width 64, got 128"):
         reconstruct(model, prompts, [node], random_saes(d_model=64))
     with pytest.raises(ValueError, match="scale 'true' is not one of frozen, recomputed"):
-        reconstruct(model, prompts, [node], random_saes(), "true")
+        reconstruct(model, prompts, [node], random_saes(), ProjectionSettings("true"))
     with pytest.raises(ValueError, match="no SAE of the residual stream before layer 3"):
         reconstruct(model, prompts, [Node("q", 3, 0, "END")], random_saes(layers=2))
     with pytest.raises(ValueError, match="no SAE of the residual stream after L1.mlp_out@END, at L1.resid_post"):
-        decompose(model, prompts, Node("mlp_out", 1, None, "END"), random_saes().before(1))
+        decompose(model, prompts, [Node("mlp_out", 1, None, "END")], random_saes().before(1))
     with pytest.raises(ValueError, match="pattern 'true' is not one of frozen, recomputed"):
-        reconstruct(model, prompts, [node], random_saes(), pattern="true")
+        reconstruct(model, prompts, [node], random_saes(), ProjectionSettings(pattern="true"))
     with pytest.raises(ValueError, match="route 'up' is not one of read, write"):
-        reconstruct(model, prompts, [node], random_saes(), route="up")
+        reconstruct(model, prompts, [node], random_saes(), ProjectionSettings(route="up"))
     with pytest.raises(ValueError, match="head 4 of node L1H4.z@END is not in this model .has 4."):
         reconstruct(model, prompts, [Node("z", 1, 4, "END")], random_saes())
     with pytest.raises(ValueError, match="has no SAE at L1H0.q@END .has L0.z"):

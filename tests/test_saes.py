@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sae_lens import SAE
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
-from sae_kinds import NORMALISATIONS, Own, random_sae_lens
+from sae_kinds import NORMALISATIONS, Own
 from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
 from sage_nb.truth.dictionaries import Dictionary
-from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens
+from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.saes.baselines import random_decoder, supervised_as_sae
@@ -132,7 +132,7 @@ def test_codes_decode_the_same_in_any_order_and_company(order):
 def test_blocks_and_chunks_change_nothing(architecture, monkeypatch):
     sae, x = from_sae_lens(random_sae_lens(architecture, "layer_norm")), draw(30, 16)
     whole, rebuilt = sae.dense_encode(x), sae.reconstruct(x)
-    monkeypatch.setattr(saes_room, "BLOCK", 7)
+    monkeypatch.setattr(saes_room, "LATENT_BLOCK", 7)
     sae = from_sae_lens(random_sae_lens(architecture, "layer_norm"))
     assert off(sae.dense_encode(x), whole) <= 1e-6
     assert off(sae.decode(sae.encode(x, chunk=4)), rebuilt) <= 1e-6

@@ -24,11 +24,15 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/1_core/12_activations.ipynb #297b4f60
 SITES = {
-    "resid_pre": "hook_resid_pre", "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z",
-    "attn_out": "hook_attn_out", "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
+    "resid_pre": "hook_resid_pre",
+    "q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "z": "attn.hook_z", "attn_out": "hook_attn_out",
+    "resid_mid": "hook_resid_mid", "mlp_out": "hook_mlp_out", "resid_post": "hook_resid_post",
 }
 HEAD_SITES = ("q", "k", "v", "z")
-_READ_ONLY = {"pattern": "attn.hook_pattern", "scores": "attn.hook_attn_scores", "cos": "attn.hook_cos", "sin": "attn.hook_sin", "scale": "ln1.hook_scale"}
+_READ_ONLY = {
+    "pattern": "attn.hook_pattern", "scores": "attn.hook_attn_scores",
+    "cos": "attn.hook_cos", "sin": "attn.hook_sin", "scale": "ln1.hook_scale",
+}
 _NODE = re.compile(r"L(?P<layer>\d+)(H(?P<head>\d+))?\.(?P<site>\w+)(@(?P<position>\S+))?")
 
 
@@ -46,30 +50,32 @@ class Node(NamedTuple):
     @property
     def hook(self) -> str:
         "The name of the TransformerLens hook that holds it."
-        sites = SITES | _READ_ONLY
-        if self.site not in sites: raise ValueError(f"site {self.site!r} of node {self} is not known (has {', '.join(SITES)})")
-        return f"blocks.{self.layer}.{sites[self.site]}"
+        name = SITES.get(self.site) or _READ_ONLY.get(self.site)
+        if name is None: raise ValueError(f"site {self.site!r} of node {self} is not known (has {', '.join(SITES)})")
+        return f"blocks.{self.layer}.{name}"
 
     @classmethod
     def parse(cls, text: str) -> "Node":
         "The node that prints as `text`."
         match = _NODE.fullmatch(text)
         if not match: raise ValueError(f"node {text!r} is not of the form L9H6.q@END or L9.resid_pre@END")
-        layer, head, site, position = (match[g] for g in ("layer", "head", "site", "position"))
-        return cls(site, int(layer), None if head is None else int(head), position)
+        head = None if match["head"] is None else int(match["head"])
+        return cls(match["site"], int(match["layer"]), head, match["position"])
 
 # %% ../../nbs/1_core/12_activations.ipynb #b82ea97a
 @dataclass(frozen=True)
 class Prompts:
     "Tokens, and where the named positions are in them."
     tokens: Int[Tensor, "prompt pos"]  # right-padded
-    positions: dict[str, Int[Tensor, "prompt"]]  # role -> token index; END, the last token before the answer, is always there
+    positions: dict[str, Int[Tensor, "prompt"]]  # role -> token index; END, the last before the answer, is always there
 
     def __post_init__(self):
-        if "END" not in self.positions: raise ValueError(f"prompts need the position 'END' (have {', '.join(self.positions)})")
+        n_prompts, n_pos = self.tokens.shape
+        if "END" not in self.positions:
+            raise ValueError(f"prompts need the position 'END' (have {', '.join(self.positions)})")
         for role, index in self.positions.items():
-            if index.shape != self.tokens.shape[:1] or index.min() < 0 or index.max() >= self.tokens.shape[1]:
-                raise ValueError(f"position {role!r} needs one index per prompt, each in [0, {self.tokens.shape[1]})")
+            if index.shape != (n_prompts,) or ((index < 0) | (index >= n_pos)).any():
+                raise ValueError(f"position {role!r} needs one index per prompt, each in [0, {n_pos})")
 
     def __len__(self): return len(self.tokens)
 
@@ -77,53 +83,74 @@ class Prompts:
         "The prompts at `rows`: a slice, a mask or an index tensor."
         return Prompts(self.tokens[rows], {role: index[rows] for role, index in self.positions.items()})
 
+    def repeat(self, times: int) -> "Prompts":
+        "All prompts `times` over."
+        positions = {role: index.repeat(times) for role, index in self.positions.items()}
+        return Prompts(self.tokens.repeat(times, 1), positions)
+
     def index(self, position: str) -> Int[Tensor, "prompt"]:
         "Token index of a named position in each prompt."
-        if position not in self.positions: raise ValueError(f"position {position!r} is not named here (has {', '.join(self.positions)})")
+        if position not in self.positions:
+            raise ValueError(f"position {position!r} is not named here (has {', '.join(self.positions)})")
         return self.positions[position]
 
     def slices(self, batch_size: int) -> Iterator[slice]:
         "Consecutive batches of rows."
-        yield from (slice(i, i + batch_size) for i in range(0, len(self), batch_size))
+        for start in range(0, len(self), batch_size): yield slice(start, start + batch_size)
 
 # %% ../../nbs/1_core/12_activations.ipynb #3c920982
 def _require(known, hook: str):
     "An error if a hook is not among those of the model."
     if hook in known: return
-    have = [h for h in known if h.startswith(".".join(hook.split(".")[:2]) + ".hook_")]
-    raise ValueError(f"hook {hook!r} is not in this model; near it are {', '.join(have) or 'none: is the layer too high?'}")
+    block = ".".join(hook.split(".")[:2])
+    near = [name for name in known if name.startswith(f"{block}.hook_")]
+    have = ", ".join(near) or "none: is the layer too high?"
+    raise ValueError(f"hook {hook!r} is not in this model; near it are {have}")
+
+
+def _add_hook(point, kind, function):
+    "Add a hook to a hook point; returns what takes it away again."
+    point.add_hook(function, dir=kind)  # not `model.hooks`, for which TransformerBridge collects all hooks again
+    handles = point.fwd_hooks if kind == "fwd" else point.bwd_hooks
+    handle = handles[-1]
+
+    def remove():
+        handle.hook.remove()
+        handles.remove(handle)
+    return remove
 
 
 @contextmanager
 def hooked(
     model,  # HookedTransformer or TransformerBridge
-    fwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the activation; returns None, or its replacement)
+    fwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the activation; returns None or another)
     bwd: Iterable[tuple[str, Callable]] = (),  # (hook name, function of the gradient)
 ):
     "Add hooks for the duration of a `with`; an error if one is unknown, or did not fire by the end."
-    fired, added, known = set(), [], model.hook_dict  # collected anew at every access
-    wanted = [(kind, name, function) for kind, hooks in (("fwd", fwd), ("bwd", bwd)) for name, function in hooks]
+    known = model.hook_dict  # collected anew at every access
+    wanted = [("fwd", *pair) for pair in fwd] + [("bwd", *pair) for pair in bwd]
     for _, name, _ in wanted: _require(known, name)
+    fired, removals = set(), []
+
+    def noting(kind, name, function):
+        def call(value, hook=None):
+            fired.add((kind, name))
+            return function(value)
+        return call
     try:
-        for kind, name, function in wanted:
-            def call(value, hook=None, function=function, key=(kind, name)):
-                fired.add(key)
-                return function(value)
-            known[name].add_hook(call, dir=kind)  # not `model.hooks`, in which TransformerBridge collects all hooks again for each
-            handles = getattr(known[name], f"{kind}_hooks")
-            added.append((handles, handles[-1]))
+        for kind, name, function in wanted: removals.append(_add_hook(known[name], kind, noting(kind, name, function)))
         yield
     finally:
-        for handles, handle in added: handle.hook.remove(), handles.remove(handle)
+        for remove in removals: remove()
     silent = sorted({name for kind, name, _ in wanted if (kind, name) not in fired})
     if silent: raise RuntimeError(f"hooks did not fire: {', '.join(silent)}; results would be those of an unhooked run")
 
 # %% ../../nbs/1_core/12_activations.ipynb #1b51857e
-def _at(x: Tensor, index: Int[Tensor, "prompt"]) -> Tensor:
+def _at(x: Float[Tensor, "prompt pos ..."], index: Int[Tensor, "prompt"]) -> Float[Tensor, "prompt ..."]:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
 
-def _read(x: Tensor, node: Node, prompts: Prompts) -> Tensor:
+def _read(x: Tensor, node: Node, prompts: Prompts) -> Float[Tensor, "prompt ..."]:
     "What a hook holds, at the node."
     if node.site in ("pattern", "scores"): x = x.transpose(1, 2)  # prompt head query key -> prompt query head key
     if node.position is not None: x = _at(x, prompts.index(node.position))
@@ -138,31 +165,58 @@ def _at_end(model, prompts: Prompts):
     return name, lambda x: _at(x, prompts.index("END"))[:, None]
 
 
-def _device(model): return next(model.parameters()).device
+def _logits(model, batch: Prompts) -> Float[Tensor, "batch d_vocab"]:
+    "The logits at END, of a model that `_at_end` hooks."
+    device = next(model.parameters()).device
+    return model(batch.tokens.to(device))[:, 0]
 
 
-Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]  # (logits at END, rows of the batch) -> one or more numbers per prompt
+# (logits at END, rows of the batch) -> one or more numbers per prompt
+Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]
+
+# %% ../../nbs/1_core/12_activations.ipynb #74fac43f
+def _capture(model, prompts, nodes, batch_size, progress):
+    "The activations at `nodes`, from a run of the model."
+    parts = {node: [] for node in nodes}
+
+    def keeper(node, batch):
+        def keep(x): parts[node].append(_read(x, node, batch).detach().clone())
+        return keep
+
+    for rows in tqdm(list(prompts.slices(batch_size)), desc="capture", disable=not progress, leave=False):
+        batch = prompts[rows]
+        fwd = [(node.hook, keeper(node, batch)) for node in nodes]
+        with hooked(model, fwd + [_at_end(model, batch)]): _logits(model, batch)
+    return {node: kept[0] if len(kept) == 1 else torch.cat(kept) for node, kept in parts.items()}
 
 # %% ../../nbs/1_core/12_activations.ipynb #52f6e59e
 class _Memory(OrderedDict):
-    "Activations by what they are of, the longest unused forgotten first."
+    "Activations by what they are of."
 
     def __init__(self, most: int):
         super().__init__()
-        self.most, self.size = most, 0
+        self.most = most  # bytes
+        self.size = 0
 
     @staticmethod
     def key(model, prompts, node):
-        parts = [prompts.tokens] + ([] if node.position is None else [prompts.index(node.position)])
-        return id(model), node, *(blake2b(p.cpu().contiguous().numpy().tobytes(), digest_size=16).digest() for p in parts)
+        parts = [prompts.tokens]
+        if node.position is not None: parts.append(prompts.index(node.position))
+        return model, node, *map(_digest, parts)
 
     def put(self, key, value):
-        self[key], self.size = value, self.size + value.nbytes
-        while self.size > self.most and len(self) > 1: self.size -= self.popitem(last=False)[1].nbytes
+        self[key] = value
+        self.size += value.nbytes
+        while self.size > self.most and len(self) > 1:
+            _, forgotten = self.popitem(last=False)
+            self.size -= forgotten.nbytes
 
     def take(self, key):
         self.move_to_end(key)
         return self[key].clone()  # who changes it in place changes a copy
+
+
+def _digest(x): return blake2b(x.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
@@ -172,7 +226,7 @@ _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
 def remembered(
     most: int = 2**31,  # bytes to keep
 ):
-    "Within it, an activation that was captured once is not captured again: for when many SAEs are tried on the same prompts of an unchanging model."
+    "Within it, an activation that was captured once is not captured again, as long as the model is the same."
     token = _memory.set(_Memory(most))
     try: yield
     finally: _memory.reset(token)
@@ -185,44 +239,45 @@ def capture(
     nodes: Iterable[Node],  # `head=None` at a site with heads takes all; `position=None` takes every token
     batch_size: int = 64,
     progress: bool = False,
-) -> dict[Node, Float[Tensor, "prompt ..."]]:  # per node: prompt, then pos if it has none, then head if it has none, then d
+) -> dict[Node, Float[Tensor, "prompt ..."]]:  # prompt, then pos if the node has none, then head if it has none, then d
     "The activations at `nodes`."
     nodes, memory = list(dict.fromkeys(nodes)), _memory.get()
     if memory is None: return _capture(model, prompts, nodes, batch_size, progress)
     keys = {node: memory.key(model, prompts, node) for node in nodes}
     new = [node for node in nodes if keys[node] not in memory]
-    found = _capture(model, prompts, new, batch_size, progress) if new else {}
-    result = {node: found[node] if node in found else memory.take(keys[node]) for node in nodes}
-    for node, x in found.items(): memory.put(keys[node], x.clone())
-    return result
-
-
-def _capture(model, prompts, nodes, batch_size, progress):
-    found = {node: [] for node in nodes}
-
-    def keep(node, batch): return lambda x: found[node].append(_read(x, node, batch).detach().clone())
-
-    for rows in tqdm(list(prompts.slices(batch_size)), desc="capture", disable=not progress, leave=False):
-        batch = prompts[rows]
-        with hooked(model, fwd=[(node.hook, keep(node, batch)) for node in nodes] + [_at_end(model, batch)]):
-            model(batch.tokens.to(_device(model)))
-    return {node: parts[0] if len(parts) == 1 else torch.cat(parts) for node, parts in found.items()}
+    acts = {node: memory.take(keys[node]) for node in nodes if node not in new}
+    if new: acts |= _capture(model, prompts, new, batch_size, progress)
+    for node in new: memory.put(keys[node], acts[node].clone())
+    return {node: acts[node] for node in nodes}
 
 # %% ../../nbs/1_core/12_activations.ipynb #2d9f063d
 def _put(x, node, batch, value, rows):
+    "A copy of what a hook holds, with `value` at the node in `rows`, which are those of `batch`."
     x = x.clone()
     part = x[rows]  # a view
-    where = (slice(None), slice(None)) if node.position is None else (torch.arange(len(part)), batch.index(node.position).to(x.device))
-    part[where if node.head is None else (*where, node.head)] = value.to(x)
+    if node.position is None: where = (slice(None), slice(None))
+    else: where = (torch.arange(len(part)), batch.index(node.position).to(x.device))
+    if node.head is not None: where = (*where, node.head)
+    part[where] = value.to(x)
     return x
 
 
 def _edit_hooks(node, batch, value, rows=slice(None)):
     "The hooks that put a value in, at the rows of a larger batch where `batch` stands."
-    if node.site != "resid_mid": return [(node.hook, lambda x: _put(x, node, batch, value, rows))]
-    before = []  # resid_mid is resid_pre + attn_out, and not every class lets its hook reach both that follow; so attn_out makes up the difference
-    pre, attn_out = Node("resid_pre", node.layer).hook, Node("attn_out", node.layer).hook
-    return [(pre, lambda x: before.append(x)), (attn_out, lambda x: _put(x, node, batch, value.to(x) - _read(before[-1][rows], node, batch), rows))]
+    if node.site == "resid_mid": return _resid_mid_hooks(node, batch, value, rows)
+    return [(node.hook, lambda x: _put(x, node, batch, value, rows))]
+
+
+def _resid_mid_hooks(node, batch, value, rows):
+    "resid_mid is resid_pre + attn_out: attn_out makes up the difference."
+    before = []  # not at the hook of resid_mid itself, which not every class lets reach both the MLP and the next block
+
+    def keep(x): before.append(x)
+
+    def make_up(x):
+        rest = _read(before[-1][rows], node, batch)
+        return _put(x, node, batch, value.to(x) - rest, rows)
+    return [(node._replace(site="resid_pre").hook, keep), (node._replace(site="attn_out").hook, make_up)]
 
 
 def _check(model, prompts, edits):
@@ -230,7 +285,8 @@ def _check(model, prompts, edits):
     known = model.hook_dict
     for node, value in edits.items():
         _require(known, node.hook)
-        if len(value) != len(prompts): raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
+        if len(value) != len(prompts):
+            raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
 
 
 @torch.no_grad()
@@ -238,43 +294,66 @@ def run(
     model,
     prompts: Prompts,
     metric: Metric | None = None,  # by default, the logits at END themselves
-    edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value in every prompt, shaped as `capture` gives it
+    edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
     batch_size: int = 64,
 ) -> Float[Tensor, "prompt ..."]:
     "The metric of each prompt when the activations at some nodes are replaced."
-    edits, results = edits or {}, []
+    edits = edits or {}
     _check(model, prompts, edits)
+    ordered = sorted(edits, key=lambda node: node.site == "resid_mid")  # after edits of what it is the sum of
+    results = []
     for rows in prompts.slices(batch_size):
-        batch = prompts[rows]
-        ordered = sorted(edits, key=lambda node: node.site == "resid_mid")  # after edits of what it is the sum of
-        fwd = [pair for node in ordered for pair in _edit_hooks(node, batch, edits[node][rows])] + [_at_end(model, batch)]
-        with hooked(model, fwd=fwd): logits = model(batch.tokens.to(_device(model)))[:, 0]
+        batch, fwd = prompts[rows], []
+        for node in ordered: fwd += _edit_hooks(node, batch, edits[node][rows])
+        with hooked(model, fwd + [_at_end(model, batch)]): logits = _logits(model, batch)
         results.append(logits if metric is None else metric(logits, rows))
     return torch.cat(results)
 
-# %% ../../nbs/1_core/12_activations.ipynb #acd1c9e1
-def _streams(model, batch, metric, rows):
-    "The metric of a clean run, the residual stream before each block in it, and whether blocks return tuples."
-    streams, hooks = [], [(Node("resid_pre", layer).hook, lambda x: streams.append(x.detach())) for layer in range(model.cfg.n_layers)]
-    kinds = []
-    handle = model.blocks[0].register_forward_hook(lambda block, args, output: kinds.append(type(output)))
-    try:
-        with hooked(model, hooks + [_at_end(model, batch)]): clean = metric(model(batch.tokens.to(_device(model)))[:, 0], rows)
-    finally: handle.remove()
-    return clean, streams, issubclass(kinds[0], tuple)
+# %% ../../nbs/1_core/12_activations.ipynb #fea5d33d
+class _CleanRun(NamedTuple):
+    metric: Float[Tensor, "prompt"]
+    streams: list[Float[Tensor, "prompt pos d_model"]]  # the residual stream before each block
+    tuples: bool  # whether the model's blocks return tuples
+
+    @classmethod
+    def of(cls, model, batch, metric, rows):
+        streams, kinds = [], []
+        def keep(x): streams.append(x.detach())
+        hooks = [(Node("resid_pre", layer).hook, keep) for layer in range(model.cfg.n_layers)]
+        handle = model.blocks[0].register_forward_hook(lambda block, args, output: kinds.append(type(output)))
+        try:
+            with hooked(model, hooks + [_at_end(model, batch)]): clean = metric(_logits(model, batch), rows)
+        finally: handle.remove()
+        return cls(clean, streams, issubclass(kinds[0], tuple))
 
 
 @contextmanager
-def _resumed(model, layer: int, stream: Float[Tensor, "prompt pos d_model"], as_tuple: bool):
-    "Within it, blocks below `layer` compute nothing, and the block at `layer` is given `stream`."
-    blocks, output = list(model.blocks)[:layer], (stream,) if as_tuple else stream
+def _resumed(model, layer: int, clean: _CleanRun, times: int):
+    "Within it, blocks below `layer` compute nothing, and that at `layer` is given the clean stream, `times` over."
+    blocks = list(model.blocks)[:layer]
+    stream = clean.streams[layer].repeat(times, 1, 1)
+    output = (stream,) if clean.tuples else stream
     for block in blocks: vars(block)["forward"] = lambda *args, **kwargs: output  # hides the method of the class
     try: yield
     finally:
         for block in blocks: del vars(block)["forward"]
 
+# %% ../../nbs/1_core/12_activations.ipynb #acd1c9e1
+def _run_side_by_side(model, batch, metric, rows, clean, edits):
+    "The metric with each of some edits of one layer."
+    layer, = {node.layer for node in edits}
+    n, copies, fwd = len(batch), batch.repeat(len(edits)), []
+    for i, (node, value) in enumerate(edits.items()): fwd += _edit_hooks(node, batch, value, slice(i * n, (i + 1) * n))
+    fwd.append(_at_end(model, copies))
+    with _resumed(model, layer, clean, len(edits)), hooked(model, fwd): logits = _logits(model, copies)
+    return {node: metric(part, rows) for node, part in zip(edits, logits.split(n))}
 
-def _chunks(items, size): return [items[i : i + size] for i in range(0, len(items), size)]
+
+def _groups(nodes, size):
+    "Groups of up to `size` nodes of one layer, lower layers first."
+    for _, group in groupby(sorted(nodes, key=lambda node: node.layer), key=lambda node: node.layer):
+        group = list(group)
+        for start in range(0, len(group), size): yield group[start : start + size]
 
 
 @torch.no_grad()
@@ -288,29 +367,24 @@ def run_each(
 ) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt node"]]:  # without any edit, and with each
     "The metric of each prompt when the nodes are replaced one at a time."
     _check(model, prompts, edits)
-    nodes, clean, edited = sorted(edits, key=lambda node: node.layer), [], []
-    bar = tqdm(total=len(nodes) * len(list(prompts.slices(batch_size))), desc="patch", disable=not progress, leave=False)
-    for rows in prompts.slices(batch_size):
-        batch, found = prompts[rows], {}
-        n, tokens = len(batch), batch.tokens.to(_device(model))
-        metric_now, streams, as_tuple = _streams(model, batch, metric, rows)
-        for layer, group in groupby(nodes, key=lambda node: node.layer):
-            for some in _chunks(list(group), max(1, batch_size // n)):
-                copies = Prompts(batch.tokens.repeat(len(some), 1), {p: i.repeat(len(some)) for p, i in batch.positions.items()})
-                fwd = [pair for i, node in enumerate(some) for pair in _edit_hooks(node, batch, edits[node][rows], slice(i * n, (i + 1) * n))]
-                with _resumed(model, layer, streams[layer].repeat(len(some), 1, 1), as_tuple), hooked(model, fwd + [_at_end(model, copies)]):
-                    logits = model(tokens.repeat(len(some), 1))[:, 0]
-                found.update(zip(some, (metric(part, rows) for part in logits.split(n))))
-                bar.update(len(some))
-        clean.append(metric_now), edited.append(torch.stack([found[node] for node in edits], 1))
-    bar.close()
-    return torch.cat(clean), torch.cat(edited)
+    batches, unedited, edited = list(prompts.slices(batch_size)), [], []
+    with tqdm(total=len(edits) * len(batches), desc="patch", disable=not progress, leave=False) as bar:
+        for rows in batches:
+            batch, alone = prompts[rows], {}
+            clean = _CleanRun.of(model, batch, metric, rows)
+            for group in _groups(edits, size=max(1, batch_size // len(batch))):
+                some = {node: edits[node][rows] for node in group}
+                alone |= _run_side_by_side(model, batch, metric, rows, clean, some)
+                bar.update(len(group))
+            unedited.append(clean.metric)
+            edited.append(torch.stack([alone[node] for node in edits], 1))
+    return torch.cat(unedited), torch.cat(edited)
 
 # %% ../../nbs/1_core/12_activations.ipynb #db1e5d5e
 def _grad_hook(known, node):
     "Where the gradient at a node is read: resid_mid is resid_pre + attn_out, so its gradient is that of attn_out."
     _require(known, node.hook)
-    return Node("attn_out", node.layer).hook if node.site == "resid_mid" else node.hook
+    return node._replace(site="attn_out").hook if node.site == "resid_mid" else node.hook
 
 
 Look = Callable[[Tensor], None]  # given a node's activation or gradient, shaped as `capture` gives it
@@ -322,27 +396,30 @@ def differentiate(
     metric: Metric,  # one number per prompt
     rows: slice = slice(None),  # passed on to the metric
     forward: dict[Node, Look] | None = None,  # given the activation
-    backward: dict[Node, Look] | None = None,  # given the gradient of the metric; called after all of `forward`, last layers first
-    stream: Float[Tensor, "prompt pos d_model"] | None = None,  # the residual stream to start from at layer 0; by default that of the batch
+    backward: dict[Node, Look] | None = None,  # given the gradient; called after all of `forward`, last layers first
+    stream: Float[Tensor, "prompt pos d_model"] | None = None,  # to start from at layer 0; by default that of the batch
 ) -> Float[Tensor, "prompt"]:  # the metric
     "One forward and one backward pass of a batch."
-    first, start, known = Node("resid_pre", 0), [], model.hook_dict
+    start, known = [], model.hook_dict
+    bottom = Node("resid_pre", 0).hook
 
     def begin(x):
-        start.append((x if stream is None else stream.to(x)).detach().clone().requires_grad_())
+        x = x if stream is None else stream.to(x)
+        start.append(x.detach().clone().requires_grad_())
         return start[0]
 
-    def look(function, node):
-        def hook(x): function(_read(x.detach(), node, batch))
+    def looking(look, node):
+        def hook(x): look(_read(x.detach(), node, batch))  # what a look returns must not replace the activation
         return hook
-    fwd = [(first.hook, begin), *((node.hook, look(f, node)) for node, f in (forward or {}).items()), _at_end(model, batch)]
-    looks = [(_grad_hook(known, node), look(f, node)) for node, f in (backward or {}).items()]
-    with torch.enable_grad(), hooked(model, fwd, [pair for pair in looks if pair[0] != first.hook]):
-        found = metric(model(batch.tokens.to(_device(model)))[:, 0], rows)
-        gradient, = torch.autograd.grad(found.sum(), start)
-    for hook, function in looks:
-        if hook == first.hook: function(gradient)
-    return found.detach()
+    fwd = [(node.hook, looking(look, node)) for node, look in (forward or {}).items()]
+    looks = [(_grad_hook(known, node), looking(look, node)) for node, look in (backward or {}).items()]
+    above = [pair for pair in looks if pair[0] != bottom]  # the gradient at the bottom is what autograd returns
+    with torch.enable_grad(), hooked(model, [(bottom, begin), *fwd, _at_end(model, batch)], above):
+        result = metric(_logits(model, batch), rows)
+        gradient, = torch.autograd.grad(result.sum(), start)
+    for hook, look in looks:
+        if hook == bottom: look(gradient)
+    return result.detach()
 
 
 def gradients(
@@ -353,22 +430,24 @@ def gradients(
     batch_size: int = 64,
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # shaped as `capture` gives the activations
     "The gradient of each prompt's metric with respect to the activations at `nodes`."
-    found = {node: [] for node in nodes}
-    for rows in prompts.slices(batch_size):
-        differentiate(model, prompts[rows], metric, rows, backward={node: parts.append for node, parts in found.items()})
-    return {node: torch.cat(parts) for node, parts in found.items()}
+    parts = {node: [] for node in nodes}
+    looks = {node: kept.append for node, kept in parts.items()}
+    for rows in prompts.slices(batch_size): differentiate(model, prompts[rows], metric, rows, backward=looks)
+    return {node: torch.cat(kept) for node, kept in parts.items()}
 
 # %% ../../nbs/1_core/12_activations.ipynb #45a2d5cf
+@dataclass
 class Passes:
-    "How often prompts went through the model: the rows of every block that was computed, in units of all blocks and prompts."
-
-    def __init__(self, unit: int): self.unit, self._forward, self._backward = unit, 0, 0
-
-    @property
-    def forward(self) -> float: return self._forward / self.unit
+    "How often prompts went through the model, counted in rows of the blocks that were computed."
+    unit: int  # rows of all blocks in one pass of all prompts
+    forward_rows: int = 0
+    backward_rows: int = 0
 
     @property
-    def backward(self) -> float: return self._backward / self.unit
+    def forward(self) -> float: return self.forward_rows / self.unit
+
+    @property
+    def backward(self) -> float: return self.backward_rows / self.unit
 
     def __repr__(self): return f"Passes(forward={self.forward:g}, backward={self.backward:g})"
 
@@ -382,6 +461,7 @@ def count_passes(
     passes = Passes(n * model.cfg.n_layers)
 
     def count(x, hook):
-        passes._forward += len(x)
-        passes._backward += len(x) * torch.is_grad_enabled()  # in this room, gradients are on only where a backward pass follows
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_q", count) for layer in range(model.cfg.n_layers)]): yield passes
+        passes.forward_rows += len(x)
+        if torch.is_grad_enabled(): passes.backward_rows += len(x)  # in this room, only where a backward pass follows
+    hooks = [(Node("q", layer).hook, count) for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=hooks): yield passes
