@@ -8,7 +8,8 @@ from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact
 from sage_nb.core.models import load_model
 from sage_nb.tasks.planted import planted_circuit
 from sage_nb.discovery.accuracy import METHODS, agreement, discovery_quality
-from sage_nb.tasks.templates import RECIPES, random_labels
+from sage_nb.tasks.builtin import RECIPES
+from sage_nb.tasks.templates import random_labels
 from sage_nb.discovery.sections import find_cross_sections
 from sage_nb.tasks.task import load_task
 

@@ -17,7 +17,7 @@ from sage_nb.measures.diagnostics import keep_interpretable, occlusion, overspli
 from sage_nb.measures.interpretability import Hits, f1, greedy_unions, interpret, predicates, share_covered
 from sage_nb.core.intervals import interval
 from sage_nb.tasks.planted import planted_circuit
-from sage_nb.saes.activity import Activity, ActivityBuilder, activity
+from sage_nb.measures.activity import Activity, ActivityBuilder, activity
 from sage_nb.saes.reconstruction import decompose, reconstruct
 from sage_nb.saes.codes import Codes
 from sage_nb.saes.sets import SAESet

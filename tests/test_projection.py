@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sage_nb.core.activations import HEAD_SITES, Node, capture, hooked
 from sage_nb.discovery.attribution import all_nodes
 from sage_nb.core.models import EMBEDDED, load_model
-from sage_nb.saes.reconstruction import Norm, ProjectionSettings, Reader, decompose, reconstruct, route_taken
-from sage_nb.saes.sets import SAESet, load_saes
-from sage_nb.saes.codes import FORMED, SparseSAE
 from sage_nb.saes.adapters import from_sae_lens
+from sage_nb.saes.codes import MOST_FORMED, SparseSAE
+from sage_nb.saes.projection import Norm, Reader
+from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct
+from sage_nb.saes.routes import route_taken
+from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.tasks.task import load_task
 
 POSITIONS = ("IO", "S2", "END")
@@ -61,6 +63,14 @@ def test_parts_sum_to_the_truth_on_the_embedded_model(model, task, sae_set):
 def test_parts_sum_to_the_truth_in_every_family(random_model):
     task = load_task("ioi", random_model, n=24)[:9]
     worst = largest_relative_error(random_model, task.prompts, random_saes(), all_nodes(random_model, POSITIONS))
+    assert max(worst.values()) <= 1e-5, worst
+
+
+def test_parts_sum_to_the_truth_where_a_hooked_transformer_shares_key_heads(random_models):
+    model = random_models["gemma-hooked"]
+    assert model.cfg.n_key_value_heads < model.cfg.n_heads and model.blocks[1].attn.W_K.shape[0] == model.cfg.n_heads
+    task = load_task("ioi", model, n=24)[:9]
+    worst = largest_relative_error(model, task.prompts, random_saes(), all_nodes(model, ["IO", "END"]))
     assert max(worst.values()) <= 1e-5, worst
 
 
@@ -359,7 +369,7 @@ def test_a_million_latents_are_never_formed_at_once(model, task, k):
     saes, nodes = SAESet("wide", {view.node: view}), [Node("z", 1, 0, "END"), Node("q", 1, 0, "END")]
     with Largest([sae.W_dec, sae.W_enc, sae.b_enc]) as largest: found = reconstruct(model, prompts, nodes, saes)
     tokens = prompts.tokens.numel()
-    assert largest.size <= FORMED < tokens * d_sae / 8
+    assert largest.size <= MOST_FORMED < tokens * d_sae / 8
     x = capture(model, prompts, [Node("resid_pre", 1)])[Node("resid_pre", 1)][0, -3:]
     dense = (x @ sae.W_enc.float() + sae.b_enc.float()).relu()
     codes = view.encode(x)

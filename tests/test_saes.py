@@ -132,7 +132,7 @@ def test_codes_decode_the_same_in_any_order_and_company(order):
 def test_blocks_and_chunks_change_nothing(architecture, monkeypatch):
     sae, x = from_sae_lens(random_sae_lens(architecture, "layer_norm")), draw(30, 16)
     whole, rebuilt = sae.dense_encode(x), sae.reconstruct(x)
-    monkeypatch.setattr(saes_room, "BLOCK", 7)
+    monkeypatch.setattr(saes_room, "LATENT_BLOCK", 7)
     sae = from_sae_lens(random_sae_lens(architecture, "layer_norm"))
     assert off(sae.dense_encode(x), whole) <= 1e-6
     assert off(sae.decode(sae.encode(x, chunk=4)), rebuilt) <= 1e-6

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sage_nb.core.activations import Prompts, run
 from sage_nb.core.models import embedded_models, load_model
-from sage_nb.tasks.templates import FACTS, LISTS, NAMES, RECIPES, Picker
+from sage_nb.tasks.builtin import FACTS, LISTS, NAMES, RECIPES
+from sage_nb.tasks.templates import Picker
 from sage_nb.tasks.task import load_task
 from sage_nb.lab.zoo import sentences
 

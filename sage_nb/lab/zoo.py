@@ -39,7 +39,8 @@ from ..core.models import load_model
 from ..saes.codes import SparseSAE
 from ..saes.fidelity import loss_recovered, next_token_loss, variance_explained_by
 from ..saes.sets import load_saes
-from ..tasks.templates import FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS, Picker
+from ..tasks.builtin import FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS
+from ..tasks.templates import Picker
 from ..tasks.task import load_task
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #fbfa4a58

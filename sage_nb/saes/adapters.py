@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.activations import SITES, Node
-from .codes import BLOCK, BlockEncoder, Pursuit, SparseSAE, widen
+from .codes import LATENT_BLOCK, BlockEncoder, Pursuit, SparseSAE, widen
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #433cbfa3
 _HOOK_SITES = {hook: site for site, hook in SITES.items()}
@@ -60,7 +60,7 @@ def _gated(sae):
     return BlockEncoder(latents, sae.cfg.d_sae)
 
 
-def _norms(W_dec) -> Float[Tensor, "latent"]: return torch.cat([widen(part).norm(dim=-1) for part in W_dec.split(BLOCK)])
+def _norms(W_dec) -> Float[Tensor, "latent"]: return torch.cat([widen(part).norm(dim=-1) for part in W_dec.split(LATENT_BLOCK)])
 
 
 def _topk(sae, signed=False):

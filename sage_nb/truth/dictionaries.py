@@ -36,6 +36,11 @@ class Term:
         return "×".join(self.attributes)
 
     @property
+    def labels(self) -> list[str]:
+        "How the values are printed: those of an attribute as they are, combinations joined."
+        return ["×".join(value) for value in self.values]
+
+    @property
     def is_product(self) -> bool:
         return len(self.attributes) > 1
 
@@ -74,7 +79,7 @@ def terms_of(
     every = dict.fromkeys([*((name,) for name in attributes), *map(tuple, products)])
     return tuple(Term(names, tuple(sorted(set(_rows(attributes, names))))) for names in every)
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #14860b31
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #02ad6ed2
 def one_hot(
     attributes: pd.DataFrame,
     terms: Sequence[Term],
@@ -82,7 +87,7 @@ def one_hot(
     "The indicator matrix of values, terms side by side."
     return torch.cat([torch.nn.functional.one_hot(t.known_index(attributes), len(t.values)) for t in terms], 1)
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #a86f246e
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #447579b5
 @dataclass(frozen=True)
 class Features(Term):
     "The vectors of one attribute, or of a product of several, at one node."
@@ -148,7 +153,7 @@ class Dictionary:
         if self.unseen == "additive": return
         for f in features: f.known_index(attributes)
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #b6e100bc
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #a389f85f
 @patch
 def knows(self: Dictionary, attributes: pd.DataFrame) -> Bool[Tensor, "prompt"]:
     "Which rows can be reconstructed: no value is new, and no combination, unless it is taken as additive."
@@ -163,7 +168,7 @@ def combined(self: Dictionary, attributes: pd.DataFrame) -> Bool[Tensor, "prompt
     for product in self.products: new |= product.index(attributes) < 0
     return ~new
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #5666b5c4
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #d8abaa34
 @patch
 def edit(
     self: Dictionary,
@@ -178,7 +183,7 @@ def edit(
     for rows in (old, after): self._refuse_unseen(changed, rows)
     return x + sum(f.of(after) - f.of(old) for f in changed).to(x)
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #f87d24a8
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #6fa39529
 @patch
 def distances(
     self: Dictionary,
@@ -192,7 +197,8 @@ def distances(
 @patch
 def read(self: Dictionary, x: Float[Tensor, "prompt d"], attribute: str) -> list[str]:
     "The value of an attribute that lies nearest to each activation."
-    return [self[attribute].values[i][0] for i in self.distances(x, attribute).argmin(1).tolist()]
+    labels = self[attribute].labels
+    return [labels[i] for i in self.distances(x, attribute).argmin(1).tolist()]
 
 # %% ../../nbs/4_truth/41_dictionaries.ipynb #7beb104d
 class _NodeSums(NamedTuple):
@@ -254,7 +260,7 @@ class _Sums:
         "The sum of x − mean over the prompts with each value: CᵀX."
         return self.nodes[node].by_value - self.counts[:, None] * mean
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #01a6b560
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #54c8de38
 class _Inverse(NamedTuple):
     "What least squares needs of CᵀC for some terms."
     single: Int[Tensor, "m"]  # the columns M of attributes
@@ -283,7 +289,7 @@ def _least_squares(inverse: _Inverse, centred: Float[Tensor, "value d"]) -> Floa
     u[inverse.single] = inverse.singles @ (centred[inverse.single] - inverse.overlap @ u[inverse.product])
     return u
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #c4b55a8d
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #5fd6d0fe
 def _means(sums: _Sums, terms: Sequence[Term], centred: Float[Tensor, "value d"]) -> Float[Tensor, "value d"]:
     "The mean of each value; of a combination, without what its attributes add."
     counts = sums.counts.clamp(min=1)[:, None]
@@ -309,7 +315,7 @@ def _weights(
     inverse = torch.linalg.pinv(overlap, hermitian=True, rtol=1e-10)
     return (inverse @ belongs @ (vectors * centred).sum(1)).tolist()
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #eb10b3c3
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #e0cfd7f3
 FIT_METHODS = ("mean", "weighted", "mse")
 
 
@@ -341,19 +347,21 @@ def _explained(sums: _Sums, node: Node, dictionary: Dictionary) -> float:
     explained = 2 * (u * sums.centred(node, mean)[at]).sum() - (u * (sums.together[at][:, at] @ u)).sum()
     return (explained / variance).item()
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #392b5017
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #2eceb7f2
+class _Squares(NamedTuple):
+    "Squared distances."
+    error: Float[Tensor, "prompt"]  # from the reconstruction
+    deviation: Float[Tensor, "prompt"]  # from the mean
+
+
 def variance_explained(
     x: Float[Tensor, "prompt d"],
     reconstruction: Float[Tensor, "prompt d"],
     mean: Float[Tensor, "d"],  # the baseline that explains nothing
 ) -> Estimate:
     "R² with its interval over prompts: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖²."
-    error, variance = (x - reconstruction).square().sum(-1), (x - mean).square().sum(-1)
-
-    def r2(means):
-        error, variance = means.unbind(-1)
-        return 1 - error / variance
-    return interval(torch.stack([error, variance], 1), r2)
+    squares = _Squares((x - reconstruction).square().sum(-1), (x - mean).square().sum(-1))
+    return interval(squares, lambda m: 1 - m.error / m.deviation)
 
 # %% ../../nbs/4_truth/41_dictionaries.ipynb #f6bee95b
 @dataclass(frozen=True)
@@ -370,8 +378,8 @@ class Dictionaries:
     def read(self, acts: dict[Node, Float[Tensor, "prompt d"]], attribute: str) -> list[str]:
         "The value of an attribute that lies nearest to the activations at several nodes together."
         nearest = sum(self[node].distances(x, attribute) for node, x in acts.items()).argmin(1)
-        values = self[next(iter(acts))][attribute].values
-        return [values[i][0] for i in nearest.tolist()]
+        labels = self[next(iter(acts))][attribute].labels
+        return [labels[i] for i in nearest.tolist()]
 
     @property
     def label(self) -> str:
@@ -384,7 +392,7 @@ class Dictionaries:
         shown = self.fit if any_product else self.fit.drop(columns=["products", "new"])
         return f"Dictionaries({self.label}, {len(self.nodes)} nodes)\n{shown.round(3).to_string(index=False)}"
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #2940aa45
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #a42a5632
 def _nodes_of(sections) -> list[Node]:
     nodes = list(dict.fromkeys(n for s in sections for n in ([s] if isinstance(s, Node) else s.nodes)))
     if not nodes: raise ValueError("there are no nodes to fit: no cross-section was found")
@@ -460,7 +468,7 @@ def suggest_products(
     table = pd.concat([_gains(splits, node, method) for node in nodes], ignore_index=True)
     return table.assign(chosen=_choose(table, min_gain))
 
-# %% ../../nbs/4_truth/41_dictionaries.ipynb #0eaacaa9
+# %% ../../nbs/4_truth/41_dictionaries.ipynb #26700ee7
 def _check_products(products, unseen: str):
     if unseen not in ("error", "additive"): raise ValueError(f"unseen={unseen!r} is not one of error, additive")
     if isinstance(products, str) and (products, unseen) != ("auto", "additive"):
