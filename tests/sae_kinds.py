@@ -1,28 +1,14 @@
 """SAEs of every kind with random weights, for the tests."""
 import torch
-from sae_lens import SAE
 
 from sage_nb.core.activations import Node
-from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens
-from sage_nb.saes.sets import SAESet
+from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder
+from sage_nb.saes.codes import SparseSAE
+from sage_nb.saes.sets import SAESet
 
 NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 KINDS = (*ARCHITECTURES, "layer_norm", "constant_norm_rescale", "own", "pca", "identity", "random decoder")
-
-
-def random_sae_lens(architecture, normalise="none", hook="blocks.2.hook_resid_pre", d_in=16, d_sae=96, seed=0, **settings):
-    "A sae_lens SAE, every weight random, and about a third of its latents active where that is not fixed."
-    if architecture in ("topk", "abstopk"): settings = {"k": 5, "rescale_acts_by_decoder_norm": True} | settings
-    if architecture == "matching_pursuit": settings = {"max_iterations": 12} | settings
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sae = SAE.from_dict(dict(architecture=architecture, d_in=d_in, d_sae=d_sae, normalize_activations=normalise,
-                                 metadata=dict(hook_name=hook), **settings))
-        for p in sae.parameters(): p.data += 1.2 / d_in**0.5 * torch.randn_like(p)
-    if architecture == "jumprelu": sae.threshold.data.abs_()
-    if architecture == "matching_pursuit": sae.W_dec.data /= sae.W_dec.data.norm(dim=-1, keepdim=True)
-    return sae
 
 
 class Own:
@@ -51,3 +37,16 @@ def random_sae(kind, node, x):
 def random_set(kind, acts):
     "Such a view at each node of captured activations."
     return SAESet(kind, {node: random_sae(kind, node, x.flatten(0, 1).flatten(1)) for node, x in acts.items()})
+
+
+def random_saes(d_model=128, d_sae=200, layers=4):
+    "SAEs of the streams before and after every layer that reconstruct badly, with a different number of active latents on every token."
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape): return torch.randn(*shape, generator=g)
+
+    def sae(layer):
+        W_enc, b_enc = draw(d_model, d_sae) / d_model**0.5, draw(d_sae)
+        W_dec, b_dec = 0.3 * draw(d_sae, d_model), 0.2 + 0.1 * draw(d_model)
+        return SparseSAE(Node("resid_pre", layer), W_dec, b_dec, lambda x: (x @ W_enc + b_enc - 2).relu(), "random")
+    return SAESet("random", {Node("resid_pre", layer): sae(layer) for layer in range(layers + 1)})

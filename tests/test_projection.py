@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import RANDOM
-from sae_kinds import KINDS, random_set
+from sae_kinds import KINDS, random_saes, random_set
 from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch.testing import assert_close
@@ -17,7 +17,7 @@ from sage_nb.core.activations import HEAD_SITES, Node, capture, hooked
 from sage_nb.discovery.attribution import all_nodes
 from sage_nb.core.models import EMBEDDED, load_model
 from sage_nb.saes.adapters import from_sae_lens
-from sage_nb.saes.codes import MOST_FORMED, SparseSAE
+from sage_nb.saes.codes import MOST_FORMED
 from sage_nb.saes.projection import Norm, Reader
 from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct
 from sage_nb.saes.routes import route_taken
@@ -26,19 +26,6 @@ from sage_nb.tasks.task import load_task
 
 POSITIONS = ("IO", "S2", "END")
 ZOO = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
-
-
-def random_saes(d_model=128, d_sae=200, layers=4):
-    "SAEs that reconstruct badly, with a different number of active latents on every token."
-    g = torch.Generator().manual_seed(0)
-
-    def draw(*shape): return torch.randn(*shape, generator=g)
-
-    def sae(layer):
-        W_enc, b_enc = draw(d_model, d_sae) / d_model**0.5, draw(d_sae)
-        W_dec, b_dec = 0.3 * draw(d_sae, d_model), 0.2 + 0.1 * draw(d_model)
-        return SparseSAE(Node("resid_pre", layer), W_dec, b_dec, lambda x: (x @ W_enc + b_enc - 2).relu(), "random")
-    return SAESet("random", {Node("resid_pre", layer): sae(layer) for layer in range(layers + 1)})
 
 
 def largest_relative_error(model, prompts, saes, nodes):

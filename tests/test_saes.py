@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sae_lens import SAE
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
-from sae_kinds import NORMALISATIONS, Own, random_sae_lens
+from sae_kinds import NORMALISATIONS, Own
 from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
-from sage_nb.truth.dictionaries import Dictionary, Features
-from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens
+from sage_nb.truth.dictionaries import Dictionary
+from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.saes.baselines import random_decoder, supervised_as_sae
@@ -276,30 +276,21 @@ def test_other_objects_are_refused(sae, error, match):
 # The ground truth as an SAE
 
 def dictionary(sizes=(5, 3, 2), d=12, products=(), unseen="error", weight=1.0):
-    values = {name: [f"{name}{i}" for i in range(n)] for name, n in zip("ABC", sizes)}
-
-    def features(attributes, values, seed):
-        return Features(tuple(attributes), tuple(values), draw(len(values), d, seed=seed), torch.ones(len(values)).long(), weight)
-    every = [features(name, [(v,) for v in values[name]], seed) for seed, name in enumerate(values)]
+    vectors = {name: draw(n, d, seed=i) for i, (name, n) in enumerate(zip("ABC", sizes))}
+    values = {name: [f"{name}{i}" for i in range(len(v))] for name, v in vectors.items()}
     for product in products:
-        combinations = list(itertools.product(*(values[a] for a in product)))
-        every.append(features(product, combinations[1:], 8))  # the first was never seen
-    return Dictionary(draw(d, seed=9), tuple(every), unseen)
-
-
-def all_rows(truth):
-    "Every combination of the attributes' values."
-    singles = [f for f in truth.features if not f.is_product]
-    rows = itertools.product(*([value for (value,) in f.values] for f in singles))
-    return pd.DataFrame(list(rows), columns=[f.name for f in singles])
+        values["×".join(product)] = combos = ["×".join(c) for c in itertools.product(*(values[a] for a in product))][1:]  # the first was never seen
+        vectors["×".join(product)] = draw(len(combos), d, seed=8)
+    return Dictionary(mean=draw(d, seed=9), vectors=vectors, values=values, counts={n: torch.ones(len(v)).long() for n, v in vectors.items()},
+                      weights=dict.fromkeys(vectors, weight), products={"×".join(p): tuple(p) for p in products}, unseen=unseen)
 
 
 def test_values_are_read_from_noisy_activations():
     truth = dictionary()
-    combos = all_rows(truth)
-    x = truth.reconstruct(combos) + 0.2 * draw(len(combos), 12, seed=5)
-    sae, starts = supervised_as_sae(truth, Node("z", 0, 0, "END")), {"A": 0, "B": 5, "C": 8}
-    said = [[starts[a] + truth[a].values.index((v,)) for a, v in row.items()] for _, row in combos.iterrows()]
+    combos = pd.DataFrame(list(itertools.product(*truth.values.values())), columns=list("ABC"))
+    x, sae = truth.reconstruct(combos) + 0.2 * draw(len(combos), 12, seed=5), supervised_as_sae(truth, Node("z", 0, 0, "END"))
+    starts = {"A": 0, "B": 5, "C": 8}
+    said = [[starts[a] + truth.values[a].index(v) for a, v in row.items()] for _, row in combos.iterrows()]
     assert sae.encode(x).indices.tolist() == said and sae.encode(x).l0 == 3 and sae.d_sae == 10
     assert_close(sae.reconstruct(x), truth.reconstruct(combos))
     assert_close(sae.decode(Codes(torch.tensor(said), torch.ones(len(said), 3))), truth.reconstruct(combos))
@@ -308,26 +299,25 @@ def test_values_are_read_from_noisy_activations():
 @pytest.mark.parametrize("unseen", ["error", "additive"])
 def test_products_are_latents_of_their_own_and_weights_count(unseen):
     truth = dictionary(products=["AB"], unseen=unseen, weight=0.7)
-    combos = all_rows(truth)
+    combos = pd.DataFrame(list(itertools.product(*(truth.values[a] for a in "ABC"))), columns=list("ABC"))
     if unseen == "error": combos = combos[truth.knows(combos).tolist()].reset_index(drop=True)
     x, sae = truth.reconstruct(combos), supervised_as_sae(truth, Node("z", 0, 0, "END"))
     codes = sae.encode(x + 0.02 * draw(len(x), 12, seed=5))
     exact = (sae.decode(codes) - x).norm(dim=1) < 1e-4
     assert exact.float().mean() > 0.9, "local minima aside, noise of this size hides no value"
-    active = (codes.values != 0).sum(1)[exact]
-    assert sae.d_sae == 10 + 14 and active.min() == (4 if unseen == "error" else 3)
-    assert_close(sae.W_dec[:5], 0.7 * truth["A"].vectors)
+    assert sae.d_sae == 10 + 14 and (codes.values != 0).sum(1)[exact].min() == (4 if unseen == "error" else 3)
+    assert_close(sae.W_dec[:5], 0.7 * truth.vectors["A"])
 
 
 def test_no_single_change_of_value_comes_nearer():
     truth, x = dictionary((4, 4), d=3), 2 * draw(50, 3, seed=7)  # too few dimensions to tell the values apart
     sae = supervised_as_sae(truth, Node("z", 0, 0, "END"))
-    A, B, chosen = truth["A"].vectors, truth["B"].vectors, sae.encode(x).indices - torch.tensor([0, 4])
+    vectors, chosen = list(truth.vectors.values()), sae.encode(x).indices - torch.tensor([0, 4])
     for row, (a, b) in zip(x - truth.mean, chosen.tolist()):
-        distance = (row - A[a] - B[b]).norm()
+        distance = (row - vectors[0][a] - vectors[1][b]).norm()
         for other in range(4):
-            assert distance <= (row - A[other] - B[b]).norm() + 1e-5
-            assert distance <= (row - A[a] - B[other]).norm() + 1e-5
+            assert distance <= (row - vectors[0][other] - vectors[1][b]).norm() + 1e-5
+            assert distance <= (row - vectors[0][a] - vectors[1][other]).norm() + 1e-5
 
 
 def test_random_decoder_keeps_shape_place_and_sparsity_and_its_seed():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Activity', 'ActivityBuilder', 'activity']
 
-# %% ../../nbs/6_measures/63_activity.ipynb #41c866b6
+# %% ../../nbs/6_measures/63_activity.ipynb #2a26e935
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -59,7 +59,7 @@ class Activity:
         "Of each latent: the place of its SAE and its number there."
         return [f"{self.places[place]} #{index}" for place, index in zip(self.place, self.index)]
 
-# %% ../../nbs/6_measures/63_activity.ipynb #94a65338
+# %% ../../nbs/6_measures/63_activity.ipynb #0448a5dd
 def _contributes(decomposition: Decomposition, min_share: float) -> Bool[Tensor, "prompt active"]:
     "Which entries are more than filling, and large enough."
     terms = decomposition.latents
@@ -73,7 +73,7 @@ def _contributes(decomposition: Decomposition, min_share: float) -> Bool[Tensor,
 @dataclass
 class ActivityBuilder:
     "Collects activity from decompositions, batch by batch and node by node."
-    min_share: float = 0.0  # of the reconstruction, that a latent must make up to be active; 0 asks for any contribution
+    min_share: float = 0.0  # of the reconstruction, that an active latent must make up; 0 asks for any contribution
     _places: dict[Node, int] = field(default_factory=dict)
     _entries: list[Int[Tensor, "3 entry"]] = field(default_factory=list)
 
@@ -95,13 +95,13 @@ class ActivityBuilder:
         prompt, place, index = torch.cat(self._entries, 1).numpy()
         return Activity.of_entries(prompt, place, index, tuple(self._places), n_prompts)
 
-# %% ../../nbs/6_measures/63_activity.ipynb #ad0d495f
+# %% ../../nbs/6_measures/63_activity.ipynb #13fb009c
 def activity(
     model,
     prompts: Prompts,
     nodes: Iterable[Node],  # of one cross-section, say
     saes: SAESet,
-    min_share: float = 0.0,  # of the reconstruction, that a latent must make up to be active; 0 asks for any contribution
+    min_share: float = 0.0,  # of the reconstruction, that an active latent must make up; 0 asks for any contribution
     route: str = "read",  # of reconstruction, for z, attn_out and mlp_out
     batch_size: int = 64,
 ) -> Activity:

@@ -137,19 +137,22 @@ Order = Callable[[Node, Sequence[str], Decomposition], Tensor]  # priority (prom
 class Latents(NamedTuple):
     "What an SAE set says of some prompts and of their counterfactuals, one entry per latent."
     source: dict[Node, Decomposition]
-    counterfactual: dict[Node, Decomposition]
+    counterfactual: dict[Node, Decomposition] | None = None  # None where nothing is to be edited
 
 
 def read_latents(
     bench: Workbench,
     saes: SAESet,
     route: str = "read",  # of the reconstruction
+    counterfactuals: bool = True,  # read them too; edits need them
 ) -> list[Latents]:
     "The latents of the bench's prompts and of their counterfactuals, batch by batch."
     def read(prompts):
         for _, parts in decompose_batches(bench.model, prompts, bench.section.nodes, saes, route, bench.batch_size):
             yield {node: part.by_latent() for node, part in parts.items()}
-    return [Latents(*pair) for pair in zip(read(bench.task.prompts), read(bench.counterfactual.prompts))]
+    source = read(bench.task.prompts)
+    if not counterfactuals: return [Latents(decompositions) for decompositions in source]
+    return [Latents(*pair) for pair in zip(source, read(bench.counterfactual.prompts))]
 
 
 def find_edits(

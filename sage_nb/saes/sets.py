@@ -23,8 +23,24 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 
 def _same_place(node: Node) -> Node:
-    "The residual stream after a layer is the one before the next."
+    "One name for each place: the residual stream after a layer is the one before the next."
     return node._replace(site="resid_pre", layer=node.layer + 1) if node.site == "resid_post" else node
+
+
+def _check_places(name: str, saes: dict[Node, SparseSAE]):
+    "Refuse a set that leaves open which SAE is meant."
+    first_at = {}
+    for node in saes:
+        first = first_at.setdefault(_same_place(node), node)
+        if first != node: raise ValueError(f"SAE set {name!r} has two SAEs for the same place, {first} and {node}: leave one out")
+    stream = {node: sae for node, sae in saes.items() if node.site in STREAM}
+    if len({sae.d_in for sae in stream.values()}) > 1:
+        widths = ", ".join(f"{node} {sae.d_in}" for node, sae in stream.items())
+        raise ValueError(f"SAE set {name!r} mixes residual streams of different widths: {widths}")
+    rest = [node for node in saes if node not in stream]
+    if stream and rest:
+        raise ValueError(f"SAE set {name!r} mixes SAEs of the residual stream ({next(iter(stream))}) with SAEs at a site ({rest[0]}): "
+                         f"it is not clear which is meant at {rest[0].site}. Load them as two sets")
 
 
 @dataclass(frozen=True)
@@ -34,77 +50,85 @@ class SAESet:
     saes: dict[Node, SparseSAE]
     twin: str | None = None  # the name of the set of the same shape with random decoders, where there is one
 
-    def __post_init__(self):
-        places, what = {}, f"SAE set {self.name!r}"
-        for node in self.saes:
-            first = places.setdefault(_same_place(node), node)
-            if first != node: raise ValueError(f"{what} has two SAEs for the same place, {first} and {node}: leave one out")
-        stream = {node: sae for node, sae in self.saes.items() if node.site in STREAM}
-        if len({sae.d_in for sae in stream.values()}) > 1:
-            raise ValueError(f"{what} mixes residual streams of different widths: {', '.join(f'{n} {s.d_in}' for n, s in stream.items())}")
-        rest = [node for node in self.saes if node not in stream]
-        if stream and rest:
-            raise ValueError(f"{what} mixes SAEs of the residual stream ({next(iter(stream))}) with SAEs at a site ({rest[0]}): "
-                             f"it is not clear which is meant at {rest[0].site}. Load them as two sets")
+    def __post_init__(self): _check_places(self.name, self.saes)
 
     def __iter__(self) -> Iterator[SparseSAE]: return iter(self.saes.values())
 
     def find(self, node: Node) -> SparseSAE | None:
-        "The SAE that stands at a node, or None."
-        for place in (node, node._replace(position=None), node._replace(position=None, head=None)):
-            for same in (place, _same_place(place), place._replace(site="resid_post", layer=place.layer - 1) if place.site == "resid_pre" else place):
-                if same in self.saes: return self.saes[same]
+        "The SAE that stands at a node, or None; one for this position comes before one for the head, and that before one for all."
+        by_place = {_same_place(place): sae for place, sae in self.saes.items()}
+        place = _same_place(node)
+        for wider in (place, place._replace(position=None), place._replace(position=None, head=None)):
+            if wider in by_place: return by_place[wider]
 
     def before(self, layer: int) -> SparseSAE:
         "The SAE of the residual stream before a layer; that before layer `n_layers` stands after the last."
-        found = self.find(Node("resid_pre", layer))
-        if found is None: raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} (has {', '.join(map(str, self.saes))})")
-        return found
+        sae = self.find(Node("resid_pre", layer))
+        if sae is None: raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} (has {', '.join(map(str, self.saes))})")
+        return sae
 
-# %% ../../nbs/5_saes/53_sets.ipynb #8e5edb27
+# %% ../../nbs/5_saes/53_sets.ipynb #73e7c9bb
 def embedded_saes() -> list[str]:
     "Names of the SAE sets that come with the package."
     return sorted(folder.name for folder in (EMBEDDED / "saes").glob("*") if folder.is_dir())
 
+# %% ../../nbs/5_saes/53_sets.ipynb #8e5edb27
+def _matching(names: Iterable[str], pattern: str, where: str) -> list[str]:
+    "The names that fit, or an error that lists them all."
+    fitting = [name for name in names if fnmatch(name, pattern)]
+    if not fitting: raise ValueError(f"ids={pattern!r} is none of the SAEs of {where} (has {', '.join(names)})")
+    return fitting
+
 
 def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[tuple[str, SparseSAE]]:
+    "Label and view of each SAE in a folder of sae_lens SAEs."
     from sae_lens import SAE
-    found = {cfg.parent.relative_to(folder).as_posix(): cfg.parent for cfg in sorted(folder.rglob("cfg.json"))}
-    if not found: raise ValueError(f"folder {str(folder)!r} holds no SAE: there is no cfg.json in it")
-    for i in _matching(found, ids, f"folder {str(folder)!r}"):
-        yield i, from_sae_lens(SAE.load_from_disk(str(found[i]), dtype=str(dtype).split(".")[-1], device=device or "cpu"), name, dtype=dtype)
+    folders = {cfg.parent.relative_to(folder).as_posix(): cfg.parent for cfg in sorted(folder.rglob("cfg.json"))}
+    if not folders: raise ValueError(f"folder {str(folder)!r} holds no SAE: there is no cfg.json in it")
+    for label in _matching(folders, ids, f"folder {str(folder)!r}"):
+        sae = SAE.load_from_disk(str(folders[label]), dtype=str(dtype).split(".")[-1], device=device or "cpu")
+        yield label, from_sae_lens(sae, name, dtype=dtype)
 
 
 def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, SparseSAE]]:
+    "Label and view of each SAE of a sae_lens release."
     from sae_lens import SAE
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
     directory = get_pretrained_saes_directory()
     if release not in directory:
         raise ValueError(f"SAEs {release!r} are neither embedded ({', '.join(embedded_saes())}), nor a folder, nor a sae_lens release")
-    for i in _matching(directory[release].saes_map, ids, f"release {release!r}"):
-        yield i, from_sae_lens(SAE.from_pretrained(release, i, device=device or "cpu"), release, dtype=dtype)
-
-
-def _matching(names: Iterable[str], pattern: str, where: str) -> list[str]:
-    found = [name for name in names if fnmatch(name, pattern)]
-    if not found: raise ValueError(f"ids={pattern!r} is none of the SAEs of {where} (has {', '.join(names)})")
-    return found
+    for label in _matching(directory[release].saes_map, ids, f"release {release!r}"):
+        yield label, from_sae_lens(SAE.from_pretrained(release, label, device=device or "cpu"), release, dtype=dtype)
 
 
 def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, SparseSAE]:
     "SAEs by where they stand, refused as soon as two stand at the same place, before more are fetched."
-    found, labels = {}, {}
+    saes, labels = {}, {}
     for label, sae in views:
-        if sae.node in found:
-            raise ValueError(f"SAE set {name!r} has two SAEs at {sae.node}, {labels[sae.node]} and {label}: choose some with `ids`, as in ids='*{label.split('/')[-1]}*'")
-        found[sae.node], labels[sae.node] = sae, label
-    return found
+        if sae.node in saes:
+            raise ValueError(f"SAE set {name!r} has two SAEs at {sae.node}, {labels[sae.node]} and {label}: "
+                             f"choose some with `ids`, as in ids='*{label.split('/')[-1]}*'")
+        saes[sae.node], labels[sae.node] = sae, label
+    return saes
 
-
-def _view(sae, name, node=None, dtype=torch.float32, device=None) -> SparseSAE:
+# %% ../../nbs/5_saes/53_sets.ipynb #66ae7d94
+def _view(sae, name: str, node: Node | None, dtype, device) -> SparseSAE:
+    "The view of one object."
     if isinstance(sae, SparseSAE): return sae if node is None else replace(sae, node=node)
-    if hasattr(getattr(sae, "cfg", None), "architecture") and hasattr(sae.cfg, "metadata"): return from_sae_lens(sae, name, node, dtype, device)
-    return from_object(sae, node, name)
+    of_sae_lens = hasattr(getattr(sae, "cfg", None), "architecture") and hasattr(sae.cfg, "metadata")
+    return from_sae_lens(sae, name, node, dtype, device) if of_sae_lens else from_object(sae, node, name)
+
+
+def _load_objects(source, name: str, dtype, device) -> list[tuple[str, SparseSAE]]:
+    "Label and view of each of some objects."
+    if hasattr(source, "encode"): source = [source]
+    if not isinstance(source, Iterable): raise TypeError(f"SAEs {source!r} are neither a name, a folder nor an iterable of SAE objects")
+    if not isinstance(source, Mapping): views = [(f"number {i}", _view(sae, name, None, dtype, device)) for i, sae in enumerate(source)]
+    else:
+        nodes = {node: Node.parse(node) if isinstance(node, str) else node for node in source}
+        views = [(str(nodes[key]), _view(sae, name, nodes[key], dtype, device)) for key, sae in source.items()]
+    if not views: raise ValueError("there are no SAEs in the iterable")
+    return views
 
 
 def load_saes(
@@ -116,17 +140,13 @@ def load_saes(
 ) -> SAESet:
     "A set of SAEs, one per layer."
     if isinstance(source, SAESet): return source
-    if isinstance(source, (str, Path)):
-        embedded, folder = EMBEDDED / "saes" / str(source), Path(source).expanduser()
-        if embedded.is_dir():
-            twin = f"{source}-random"
-            return SAESet(name or str(source), _by_node(_load_folder(embedded, str(source), ids, dtype, device), str(source)), twin if twin in embedded_saes() else None)
-        views = _load_folder(folder, folder.name, ids, dtype, device) if folder.is_dir() else _load_release(str(source), ids, dtype, device)
-        return SAESet(name or folder.name, _by_node(views, folder.name))
-    name = name or "own SAEs"
-    if hasattr(source, "encode"): source = [source]
-    if not isinstance(source, Iterable): raise TypeError(f"SAEs {source!r} are neither a name, a folder nor an iterable of SAE objects")
-    if isinstance(source, Mapping): views = [(str(n), _view(s, name, Node.parse(n) if isinstance(n, str) else n, dtype, device)) for n, s in source.items()]
-    else: views = [(f"number {i}", _view(s, name, None, dtype, device)) for i, s in enumerate(source)]
-    if not views: raise ValueError("there are no SAEs in the iterable")
-    return SAESet(name, _by_node(views, name))
+    if not isinstance(source, (str, Path)):
+        name = name or "own SAEs"
+        return SAESet(name, _by_node(_load_objects(source, name, dtype, device), name))
+    label, folder, twin = str(source), Path(source).expanduser(), None
+    if label in embedded_saes():
+        folder, twin = EMBEDDED / "saes" / label, f"{label}-random"
+        views = _load_folder(folder, label, ids, dtype, device)
+    elif folder.is_dir(): views = _load_folder(folder, folder.name, ids, dtype, device)
+    else: views = _load_release(label, ids, dtype, device)
+    return SAESet(name or folder.name, _by_node(views, folder.name), twin if twin in embedded_saes() else None)
