@@ -1,5 +1,6 @@
 """Intervals and rankings, against plain loops, hand-worked numbers and what must hold for any data."""
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,12 +18,21 @@ from sage_nb.discovery.accuracy import agreement
 data = arrays(float, st.integers(2, 30), elements=st.floats(-100, 100, width=32))
 
 
-def plain_interval(columns, score, counts):
+class Two(NamedTuple):
+    "Two numbers of each prompt, or of all prompts together."
+    a: torch.Tensor | float
+    b: torch.Tensor | float
+
+
+def plain_mean(values): return math.fsum(values) / len(values)
+
+
+def plain_interval(evidence, score, counts):
     "Write each resample out prompt by prompt, score it, and take percentiles."
     scores = []
     for row in counts.tolist():
-        drawn = [columns[i] for i, times in enumerate(row) for _ in range(int(times))]
-        scores.append(score([math.fsum(c) / len(drawn) for c in zip(*drawn)]))
+        drawn = [i for i, times in enumerate(row) for _ in range(int(times))]
+        scores.append(score(Two(*(plain_mean([column[i] for i in drawn]) for column in evidence))))
     scores.sort()
 
     def percentile(q):
@@ -32,14 +42,15 @@ def plain_interval(columns, score, counts):
     return percentile(0.025), percentile(0.975)
 
 
-@pytest.mark.parametrize("score", [lambda m: m[0], lambda m: m[1] / m[0], lambda m: 1 - abs(m[0] - m[1]) / abs(m[1])])
+@pytest.mark.parametrize("score", [lambda m: m.a, lambda m: m.b / m.a, lambda m: 1 - abs(m.a - m.b) / abs(m.b)])
 def test_interval_equals_a_plain_bootstrap(score):
-    columns = 3 + torch.randn(23, 2, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    found = interval(columns, lambda m: score(m.movedim(-1, 0)), n_resamples=300, seed=4)
-    lo, hi = plain_interval(columns.tolist(), score, resample_counts(23, 300, seed=4))
-    assert found.value == pytest.approx(score([math.fsum(c) / 23 for c in columns.T.tolist()]), rel=1e-12)
-    assert (found.lo, found.hi) == pytest.approx((lo, hi), rel=1e-12)
-    assert found.n == 23
+    numbers = 3 + torch.randn(23, 2, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    evidence, plain = Two(*numbers.T), Two(*numbers.T.tolist())
+    estimate = interval(evidence, score, n_resamples=300, seed=4)
+    assert estimate.value == pytest.approx(score(Two(*map(plain_mean, plain))), rel=1e-12)
+    ends = plain_interval(plain, score, resample_counts(23, 300, seed=4))
+    assert (estimate.lo, estimate.hi) == pytest.approx(ends, rel=1e-12)
+    assert estimate.n == 23
 
 
 def test_resamples_draw_as_many_prompts_as_there_are_each_equally_often():
@@ -69,7 +80,7 @@ def test_paired_difference_is_the_interval_of_the_differences():
     g = torch.Generator().manual_seed(0)
     prompt, noise = 10 * torch.randn(60, generator=g), 0.1 * torch.randn(60, generator=g)
     better, worse = prompt + 0.2 + noise, prompt
-    paired = interval(torch.stack([better, worse], 1).double(), lambda m: m[..., 0] - m[..., 1])
+    paired = interval(Two(better.double(), worse.double()), lambda m: m.a - m.b)
     assert paired[:3] == pytest.approx(interval(better.double() - worse.double())[:3], rel=1e-9)
     assert paired.excludes_zero
     assert interval(better).lo < interval(worse).hi, "unpaired intervals overlap, although every prompt is better"
@@ -117,14 +128,14 @@ def scores(method, shares):
 
 
 def test_agreement_equals_numbers_worked_out_by_hand():
-    found = agreement(scores("AtP", [0.9, -0.8, 0.1, 0.5, 0.3]), scores("exact", [1.0, 0.0, -0.5, 0.04, 0.2]))
+    figures = agreement(scores("AtP", [0.9, -0.8, 0.1, 0.5, 0.3]), scores("exact", [1.0, 0.0, -0.5, 0.04, 0.2]))
     # by size: 0.9 matters, 0.8 not, 0.5 not, 0.3 matters, 0.1 matters: precision 1/1, 2/4 and 3/5 at those that matter
-    assert found["average precision"] == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
-    assert found["matter"] == 3 and found["nodes"] == 5 and found["largest effect"] == pytest.approx(1.0)
+    assert figures["average precision"] == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
+    assert figures["matter"] == 3 and figures["nodes"] == 5 and figures["largest effect"] == pytest.approx(1.0)
     # ranks 5 1 2 4 3 and 5 2 1 3 4: the squared differences sum to 4, and 1 − 6 · 4 / (5 · 24) = 0.8
-    assert found["spearman"] == pytest.approx(0.8)
+    assert figures["spearman"] == pytest.approx(0.8)
     # means 0.2 and 0.148: Σ dx dy = 0.782, Σ dx² = 1.6, Σ dy² = 1.18208
-    assert found["pearson"] == pytest.approx(0.782 / math.sqrt(1.6 * 1.18208), rel=1e-5)
+    assert figures["pearson"] == pytest.approx(0.782 / math.sqrt(1.6 * 1.18208), rel=1e-5)
 
 
 def test_agreement_is_undefined_where_nothing_matters_and_refuses_other_nodes():
@@ -135,5 +146,5 @@ def test_agreement_is_undefined_where_nothing_matters_and_refuses_other_nodes():
 
 def test_shares_are_of_the_mean_clean_metric():
     effects, clean = torch.tensor([[-1.0], [-3.0]]), torch.tensor([1.0, 7.0])
-    found = NodeScores("A", "exact", [Node("z", 0, 0, "END")], effects, clean)
-    assert_close(found.share, torch.tensor([-0.5]))  # not the mean of −1/1 and −3/7
+    shares = NodeScores("A", "exact", [Node("z", 0, 0, "END")], effects, clean)
+    assert_close(shares.share, torch.tensor([-0.5]))  # not the mean of −1/1 and −3/7
