@@ -1,10 +1,10 @@
 """What projection costs: time and memory of `reconstruct` beside the model's own forward pass on the same tokens.
 
-Models have two layers of the true width (GPT-2 small: 768; Gemma-2-2B: 2,304 with 8 query and 4 key/value heads of 256 and
-an MLP of 9,216) and random weights; all layers of such a model cost the same, so the ratio per layer is that of the whole
-model, its vocabulary left out. SAEs are TopK with k = 64. A ratio is (time of the call - time of one forward pass, which
-the call makes to see the activations) / time of one forward pass, with nodes in every layer: calls alternate, each is
-divided by the forward pass of its own round, and the median over rounds is shown.
+Models have two layers of the true width (GPT-2 small: 768; Gemma-2-2B: 2,304 with 8 query and 4 key/value heads of
+256 and an MLP of 9,216) and random weights; all layers of such a model cost the same, so the ratio per layer is that
+of the whole model, its vocabulary left out. SAEs are TopK with k = 64. A ratio is (time of the call - time of one
+forward pass, which the call makes to see the activations) / time of one forward pass, with nodes in every layer:
+calls alternate, each is divided by the forward pass of its own round, and the median over rounds is shown.
 Memory is the largest resident size during a call above what stood before it (Linux with glibc).
 
 python benchmarks/projection.py [--quick]
@@ -22,31 +22,35 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from sage_nb.core.activations import Node, Prompts
+from sage_nb.core.activations import HEAD_SITES, Node, Prompts
+from sage_nb.core.attention import n_heads
 from sage_nb.core.models import load_model
-from sage_nb.saes.reconstruction import reconstruct
-from sage_nb.saes.codes import BlockEncoder, SparseSAE
-from sage_nb.saes.sets import SAESet
 from sage_nb.lab.zoo import build_tokenizer
+from sage_nb.saes.codes import BlockEncoder, SparseSAE
+from sage_nb.saes.reconstruction import reconstruct
+from sage_nb.saes.sets import SAESet
 
 LAYERS, VOCAB = 2, 1000
 
 
 def gpt2(width):
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=64, n_embd=width, n_layer=LAYERS, n_head=width // 64))
+    heads = width // 64
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=64, n_embd=width, n_layer=LAYERS, n_head=heads))
 
 
 def gemma2(width):
     return Gemma2ForCausalLM(Gemma2Config(
-        vocab_size=VOCAB, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=LAYERS, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256, max_position_embeddings=64, attn_implementation="eager"))
+        vocab_size=VOCAB, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=LAYERS,
+        num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256,
+        max_position_embeddings=64, attn_implementation="eager"))
 
 
 def load(make, width):
     "The random model as TransformerLens sees it."
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        make(width).save_pretrained(folder), build_tokenizer(VOCAB).save_pretrained(folder)
+        make(width).save_pretrained(folder)
+        build_tokenizer(VOCAB).save_pretrained(folder)
         return load_model(folder)
 
 
@@ -62,9 +66,9 @@ def topk_set(width, d_sae, k=64):
 def node_sets(model):
     "What is projected to, in every layer."
     def at(site, heads): return [Node(site, layer, head, "END") for layer in range(LAYERS) for head in heads]
-    kv = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
-    q, z = range(model.cfg.n_heads), range(model.cfg.n_heads)
-    return {"q k v at END": at("q", q) + at("k", range(kv)) + at("v", range(kv)), "z at END": at("z", z),
+    heads = {site: range(n_heads(model, site)) for site in HEAD_SITES}
+    return {"q k v at END": [node for site in "qkv" for node in at(site, heads[site])],
+            "z at END": at("z", heads["z"]),
             "attn_out, mlp_out at END": at("attn_out", [None]) + at("mlp_out", [None])}
 
 
@@ -101,12 +105,13 @@ def measure(name, make, width, d_sae, prompts, rounds):
     times = {label: [] for label in calls}
     for _ in range(rounds):
         for label, call in calls.items(): times[label].append(seconds(call))
-    print(f"\n{name}, width {width}, {d_sae:,} latents, {prompts.tokens.shape[0]} x {prompts.tokens.shape[1]} tokens, {rounds} rounds")
+    n, length = prompts.tokens.shape
+    print(f"\n{name}, width {width}, {d_sae:,} latents, {n} x {length} tokens, {rounds} rounds")
     print(f"{'':26}{'ms':>9}{'(call - forward) / forward':>30}{'peak MB':>10}")
-    for label, found in times.items():
-        extra = statistics.median((call - forward) / forward for call, forward in zip(found, times["forward pass"]))
+    for label, measured in times.items():
+        extra = statistics.median((call - forward) / forward for call, forward in zip(measured, times["forward pass"]))
         mb = "-" if memory[label] is None else f"{memory[label]:.0f}"
-        print(f"{label:26}{1000 * statistics.median(found):9.0f}{extra:30.2f}{mb:>10}", flush=True)
+        print(f"{label:26}{1000 * statistics.median(measured):9.0f}{extra:30.2f}{mb:>10}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_gemma_weights, convert_gpt2_weights, convert_neox_weights
+from transformer_lens.pretrained.weight_conversions import (
+    convert_gemma_weights, convert_gpt2_weights, convert_neox_weights)
 from transformers import GPT2TokenizerFast
 
 from sage_nb.core.activations import HEAD_SITES, SITES
@@ -43,7 +44,8 @@ def sites_of(model): return [s for s in SITES if f"blocks.0.{SITES[s]}" in model
 def few_nodes(model, step):
     "Some nodes of every site, with and without heads."
     with_heads = all_nodes(model, ["IO", "S1+1", "END"], HEAD_SITES)
-    return with_heads[::step] + all_nodes(model, ["S2", "END"], [s for s in sites_of(model) if s not in HEAD_SITES])[::step]
+    without = all_nodes(model, ["S2", "END"], [site for site in sites_of(model) if site not in HEAD_SITES])
+    return with_heads[::step] + without[::step]
 
 
 @pytest.fixture(scope="session")
@@ -100,20 +102,26 @@ def _gpt2_cfg(c): return dict(
 def _neox_cfg(c):
     d_head = c.hidden_size // c.num_attention_heads
     return dict(
-        n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings, n_heads=c.num_attention_heads, d_head=d_head,
-        d_mlp=c.intermediate_size, act_fn=c.hidden_act, eps=c.layer_norm_eps, normalization_type="LN", parallel_attn_mlp=True,
-        positional_embedding_type="rotary", rotary_adjacent_pairs=False, rotary_dim=round(c.rope_parameters["partial_rotary_factor"] * d_head))
+        n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings,
+        n_heads=c.num_attention_heads, d_head=d_head, d_mlp=c.intermediate_size, act_fn=c.hidden_act, eps=c.layer_norm_eps, normalization_type="LN",
+        parallel_attn_mlp=True, positional_embedding_type="rotary", rotary_adjacent_pairs=False,
+        rotary_dim=round(c.rope_parameters["partial_rotary_factor"] * d_head))
 
 
 def _gemma_cfg(c): return dict(
     n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings, n_heads=c.num_attention_heads,
-    n_key_value_heads=c.num_key_value_heads, d_head=c.head_dim, d_mlp=c.intermediate_size, act_fn=c.hidden_activation, eps=c.rms_norm_eps,
-    normalization_type="RMS", final_rms=True, gated_mlp=True, use_normalization_before_and_after=True, positional_embedding_type="rotary",
-    rotary_base=c.rope_parameters["rope_theta"], attn_scores_soft_cap=c.attn_logit_softcapping, output_logits_soft_cap=c.final_logit_softcapping,
+    n_key_value_heads=c.num_key_value_heads, d_head=c.head_dim, d_mlp=c.intermediate_size, act_fn=c.hidden_activation,
+    eps=c.rms_norm_eps, normalization_type="RMS", final_rms=True, gated_mlp=True,
+    use_normalization_before_and_after=True, positional_embedding_type="rotary", rotary_base=c.rope_parameters["rope_theta"],
+    attn_scores_soft_cap=c.attn_logit_softcapping, output_logits_soft_cap=c.final_logit_softcapping,
     use_local_attn=True, window_size=c.sliding_window, attn_types=["local", "global"] * (c.num_hidden_layers // 2))
 
 
-TWINS = {"gpt2": (_gpt2_cfg, convert_gpt2_weights), "pythia": (_neox_cfg, convert_neox_weights), "gemma": (_gemma_cfg, convert_gemma_weights)}
+TWINS = {
+    "gpt2": (_gpt2_cfg, convert_gpt2_weights),
+    "pythia": (_neox_cfg, convert_neox_weights),
+    "gemma": (_gemma_cfg, convert_gemma_weights),
+}
 
 
 def hooked_transformer(hf, tokenizer, family="gpt2"):
@@ -134,7 +142,8 @@ def random_models(hf_models, tmp_path_factory):
     tokenizer, models = build_tokenizer(2000), {}
     for family, hf in hf_models.items():
         folder = tmp_path_factory.mktemp(family)
-        hf.save_pretrained(folder), tokenizer.save_pretrained(folder)
+        hf.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         models[family] = load_model(folder)
         models[family].cfg.default_prepend_bos = True
     return models | {f"{family}-hooked": hooked_transformer(hf, tokenizer, family) for family, hf in hf_models.items()}

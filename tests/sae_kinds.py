@@ -16,7 +16,9 @@ class Own:
 
     def __init__(self, d_in, d_sae=96):
         g = torch.Generator().manual_seed(0)
-        self.d_in, self.enc, self.dec = d_in, torch.randn(d_in, d_sae, generator=g), torch.randn(d_sae, d_in, generator=g) / 10
+        self.d_in = d_in
+        self.enc = torch.randn(d_in, d_sae, generator=g)
+        self.dec = torch.randn(d_sae, d_in, generator=g) / 10
 
     def encode(self, x): return (x @ self.enc / self.d_in**0.5 - 0.5).relu()
     def decode(self, f): return f @ self.dec + 0.3
@@ -40,7 +42,7 @@ def random_set(kind, acts):
 
 
 def random_saes(d_model=128, d_sae=200, layers=4):
-    "SAEs of the streams before and after every layer that reconstruct badly, with a different number of active latents on every token."
+    "SAEs of every stream that reconstruct badly, with a different number of active latents on every token."
     g = torch.Generator().manual_seed(0)
 
     def draw(*shape): return torch.randn(*shape, generator=g)

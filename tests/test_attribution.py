@@ -8,17 +8,19 @@ from conftest import FAMILIES, few_nodes, sites_of
 from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from sage_nb.core.activations import Node, Prompts, capture, run_each
+from sage_nb.core.activations import Node, Prompts, capture
 from sage_nb.core.attention import Attention
-from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching
-from sage_nb.discovery.attribution import first_order
+from sage_nb.discovery.attribution import Contrast, all_nodes, attribution_patching, exact_patching
+from sage_nb.discovery.attribution import exact_effects, first_order
 from sage_nb.tasks.task import load_task
 
 CONFIGS = {
-    "learned positions": {}, "rotary": dict(positional_embedding_type="rotary", rotary_dim=8),
+    "learned positions": {},
+    "rotary": dict(positional_embedding_type="rotary", rotary_dim=8),
     "rotary, adjacent pairs": dict(positional_embedding_type="rotary", rotary_dim=8, rotary_adjacent_pairs=True),
-    "shared heads, soft-cap, window": dict(positional_embedding_type="rotary", n_key_value_heads=2, attn_scores_soft_cap=2.0,
-                                           use_local_attn=True, window_size=9, attn_types=["local", "local"]),
+    "shared heads, soft-cap, window": dict(
+        positional_embedding_type="rotary", n_key_value_heads=2, attn_scores_soft_cap=2.0,
+        use_local_attn=True, window_size=9, attn_types=["local", "local"]),
 }
 HOW = {"AtP": {}, "QK": {"qk_fix": True}, "paths": {"steps": 3}, "paths and QK": {"steps": 3, "qk_fix": True}}
 
@@ -38,7 +40,8 @@ def random_pair():
     tokens, other = torch.randint(20, (5, 12), generator=g), torch.randint(20, (5, 2), generator=g)
     end, cf = torch.tensor([11, 11, 10, 9, 11]), tokens.clone()
     cf[:, 3:5] = other
-    return Prompts(tokens, {"A": torch.full((5,), 4), "END": end}), Prompts(cf, {"A": torch.tensor([4, 3, 4, 2, 5]), "END": end})
+    here, there = torch.full((5,), 4), torch.tensor([4, 3, 4, 2, 5])
+    return Prompts(tokens, {"A": here, "END": end}), Prompts(cf, {"A": there, "END": end})
 
 
 def first_logit(logits, rows): return logits[:, 0]
@@ -47,20 +50,27 @@ def first_logit(logits, rows): return logits[:, 0]
 def logit_difference(logits, rows): return logits[:, 0] - logits[:, 1]
 
 
+def pattern_hook(layer): return f"blocks.{layer}.attn.hook_pattern"
+
+
 class Plain:
-    "The first-order effects of prompt `i`, by TransformerLens's own hooks and one gradient with respect to what is added at each node."
+    "The first-order effects of prompt `i`, by TransformerLens's own hooks and the gradient of what is added at a node."
 
     def __init__(self, model, prompts, cf, right, wrong, i):
         self.model, self.end, self.right, self.wrong = model, prompts.index("END")[i], right, wrong
-        self.tokens, self.tokens_cf = (p.tokens[i : i + 1] for p in (prompts, cf))
-        self.place, self.place_cf = ({r: index[i].item() for r, index in p.positions.items()} for p in (prompts, cf))
-        with torch.no_grad(): self.here, self.there = (model.run_with_cache(t)[1] for t in (self.tokens, self.tokens_cf))
+        self.tokens, self.tokens_cf = prompts.tokens[i : i + 1], cf.tokens[i : i + 1]
+        self.place = {role: index[i].item() for role, index in prompts.positions.items()}
+        self.place_cf = {role: index[i].item() for role, index in cf.positions.items()}
+        self.here, self.there = self.activations(self.tokens), self.activations(self.tokens_cf)
         self.pattern_change = cache(self.pattern_change)
 
     @classmethod
     def of(cls, model, task, attribute, i):
         cf = task.counterfactual(attribute)
         return cls(model, task.prompts, cf.prompts, task.answers[i], cf.distractors[i], i)
+
+    @torch.no_grad()
+    def activations(self, tokens): return self.model.run_with_cache(tokens)[1]
 
     def change(self, node): return self.at(self.there, node, self.place_cf) - self.at(self.here, node, self.place)
 
@@ -79,15 +89,17 @@ class Plain:
 
     def pattern_change(self, node):
         "How the pattern moves in a real run with the counterfactual query or key."
-        found, name = [], f"blocks.{node.layer}.attn.hook_pattern"
+        patched, name = [], pattern_hook(node.layer)
+        def keep(x, hook): patched.append(x)
         with torch.no_grad():
-            self.model.run_with_hooks(self.tokens, fwd_hooks=[self.added(node, self.change(node)), (name, lambda x, hook: found.append(x))])
-        return found[0] - self.here[name]
+            self.model.run_with_hooks(self.tokens, fwd_hooks=[self.added(node, self.change(node)), (name, keep)])
+        return patched[0] - self.here[name]
 
     def slopes(self, nodes, stream, qk_fix):
         "The effect of each node by the slope in a run that starts from `stream`, and the activations of that run."
         fixed = [node for node in nodes if qk_fix and node.site in ("q", "k")]
-        patterns = {f"blocks.{node.layer}.attn.hook_pattern": torch.zeros_like(self.here[f"blocks.{node.layer}.attn.hook_pattern"]) for node in fixed}
+        names = {pattern_hook(node.layer) for node in fixed}
+        patterns = {name: torch.zeros_like(self.here[name]) for name in names}
         deltas = [torch.zeros_like(self.change(node)) for node in nodes]
         for delta in (*deltas, *patterns.values()): delta.requires_grad_()
         hooks = [("blocks.0.hook_resid_pre", lambda x, hook: stream)]
@@ -96,17 +108,19 @@ class Plain:
         logits = self.model.run_with_hooks(self.tokens, fwd_hooks=hooks)[0, self.end]
         m = logits[self.right] - logits[self.wrong]
         grads = dict(zip([*nodes, *patterns], torch.autograd.grad(m, [*deltas, *patterns.values()])))
-        return torch.stack([
-            (self.pattern_change(node) * grads[f"blocks.{node.layer}.attn.hook_pattern"]).sum() if node in fixed else self.change(node) @ grads[node]
-            for node in nodes])
+
+        def effect(node):
+            if node not in fixed: return self.change(node) @ grads[node]
+            return (self.pattern_change(node) * grads[pattern_hook(node.layer)]).sum()
+        return torch.stack([effect(node) for node in nodes])
 
     def things(self):
         "What differs, one by one: token -> the counterfactual's token that takes its place."
-        differ, found = [a != b for a, b in zip(self.tokens[0].tolist(), self.tokens_cf[0].tolist())], []
+        differ, runs = [a != b for a, b in zip(self.tokens[0].tolist(), self.tokens_cf[0].tolist())], []
         for t, yes in enumerate(differ):
-            if yes and t and differ[t - 1]: found[-1][t] = t
-            elif yes: found.append({t: t})
-        return found + [{self.place[r]: self.place_cf[r]} for r in self.place if self.place[r] != self.place_cf[r]]
+            if yes and t and differ[t - 1]: runs[-1][t] = t
+            elif yes: runs.append({t: t})
+        return runs + [{self.place[r]: self.place_cf[r]} for r in self.place if self.place[r] != self.place_cf[r]]
 
     def effects(self, nodes, steps=1, qk_fix=False):
         "One number per node."
@@ -131,12 +145,13 @@ class Plain:
 
 @pytest.mark.parametrize("attribute", ["IO", "S", "Pos"])
 def test_first_order_effects_equal_a_plain_loop(random_model, random_task, attribute):
-    nodes, plain, found = few_nodes(random_model, 11), Plain.of(random_model, random_task, attribute, 4), []
-    for how in HOW.values():
-        found.append(attribution_patching(random_model, random_task, attribute, nodes, **how).effects[4])
-        assert_close(found[-1], plain.effects(nodes, **how))
+    nodes, plain = few_nodes(random_model, 11), Plain.of(random_model, random_task, attribute, 4)
+    ours = {}
+    for name, how in HOW.items():
+        ours[name] = attribution_patching(random_model, random_task, attribute, nodes, **how).effects[4]
+        assert_close(ours[name], plain.effects(nodes, **how))
     q_or_k = torch.tensor([node.site in ("q", "k") for node in nodes])
-    atp, qk, paths, both = found
+    atp, qk, paths, both = ours.values()
     assert torch.equal(qk[~q_or_k], atp[~q_or_k])
     for x, y in ((qk[q_or_k], atp[q_or_k]), (paths, atp), (both[q_or_k], paths[q_or_k])):
         assert (x - y).abs().max() > 1e-4, "two ways give the same, so that to confuse them would not show"
@@ -154,31 +169,30 @@ def test_first_order_effects_equal_a_plain_loop_where_neighbours_differ():
     model, (prompts, cf) = from_config(**CONFIGS["rotary"]), random_pair()
     nodes = all_nodes(model, ["A", "END"], sites_of(model))
     for how in (HOW["paths"], HOW["paths and QK"]):
-        ours = first_order(model, prompts, cf, nodes, logit_difference, **how)[1]
+        ours = first_order(model, Contrast(prompts, cf, logit_difference), nodes, **how).effect
         assert_close(ours, torch.stack([Plain(model, prompts, cf, 0, 1, i).effects(nodes, **how) for i in range(5)]))
 
 
 def test_integrated_gradients_of_the_embedding_add_up_to_the_exact_effect(model, aligned):
     node = [Node("resid_pre", 0, None, "IO")]  # all that an IO counterfactual changes passes through here
     exact = exact_patching(model, aligned, "IO", node).effects
-    found = [attribution_patching(model, aligned, "IO", node, steps).effects for steps in (1, 8, 64)]
-    error = [(effects - exact).abs().mean() for effects in found]
-    assert error[2] < error[1] / 4 < error[0] / 4
-    assert error[2] <= 0.02 * exact.abs().mean()
+    scores = [attribution_patching(model, aligned, "IO", node, steps) for steps in (1, 8, 64)]
+    one, eight, many = ((s.effects - exact).abs().mean() for s in scores)
+    assert many < eight / 4 < one / 4
+    assert many <= 0.02 * exact.abs().mean()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_effects_are_exact_where_the_metric_is_linear(name):
-    "With one layer of attention and no norm, logits are linear in the pattern, in z and in v; all that is left to q and k is the softmax."
+    "With one layer of attention and no norm, logits are linear in pattern, z and v; q and k are left with the softmax."
     model = from_config(n_layers=1, attn_only=True, normalization_type=None, **CONFIGS[name])
-    (prompts, cf), nodes = random_pair(), all_nodes(model, ["A", "END"])
-    clean, patched = run_each(model, prompts, first_logit, capture(model, cf, nodes))
-    fixed, slopes = (first_order(model, prompts, cf, nodes, first_logit, qk_fix=fix)[1] for fix in (True, False))
-    exact = patched - clean[:, None]
+    contrast, nodes = Contrast(*random_pair(), first_logit), all_nodes(model, ["A", "END"])
+    fixed, slopes = (first_order(model, contrast, nodes, qk_fix=fix).effect for fix in (True, False))
+    exact = exact_effects(model, contrast, nodes).effect
     assert_close(fixed, exact)
     q_or_k = torch.tensor([node.site in ("q", "k") for node in nodes])
     assert_close(slopes[:, ~q_or_k], exact[:, ~q_or_k])
-    assert (slopes - exact)[:, q_or_k].abs().max() > 0.1, "slopes are exact for q and k too, so that the fix has nothing to do"
+    assert (slopes - exact)[:, q_or_k].abs().max() > 0.1, "slopes are exact for q and k too: the fix has nothing to do"
 
 
 def test_what_else_is_in_a_batch_changes_nothing(random_model, random_task):
@@ -187,10 +201,11 @@ def test_what_else_is_in_a_batch_changes_nothing(random_model, random_task):
     cfs.append(prompts)
 
     def mixed(xs): return torch.stack([x[i] for i, x in enumerate(xs)])
-    cf = Prompts(mixed([c.tokens for c in cfs]), {role: mixed([c.index(role) for c in cfs]) for role in prompts.positions})
-    nodes, metric = few_nodes(random_model, 7), random_task[:4].metric("S")
+    positions = {role: mixed([c.index(role) for c in cfs]) for role in prompts.positions}
+    cf = Prompts(mixed([c.tokens for c in cfs]), positions)
+    contrast, nodes = Contrast(prompts, cf, random_task[:4].metric("S")), few_nodes(random_model, 7)
     for how in (HOW["QK"], HOW["paths and QK"]):
-        together, alone = (first_order(random_model, prompts, cf, nodes, metric, batch_size=b, **how)[1] for b in (4, 1))
+        together, alone = (first_order(random_model, contrast, nodes, batch_size=b, **how).effect for b in (4, 1))
         assert_close(together, alone)
         assert together[:3].abs().amax(1).min() > 0.01 > 1e-6 > together[3].abs().max()
 
@@ -214,16 +229,17 @@ def test_both_transformer_lens_classes_give_the_same_scores(random_models, famil
 
 def check_attention(model, prompts, cf, layer):
     "The model's own pattern, and those of real runs with other queries and other keys, at all tokens."
-    sites = [*Attention.reads(model, layer), Node("pattern", layer)]
-    acts, q, k = capture(model, prompts, sites), Node("q", layer), Node("k", layer)
-    attention, other = Attention.of(model, layer, acts), capture(model, cf, [q, k])
-    assert_close(attention.pattern(acts[q], acts[k]), acts[Node("pattern", layer)])
+    q, k, pattern = Node("q", layer), Node("k", layer), Node("pattern", layer)
+    acts, other = capture(model, prompts, [*Attention.reads(model, layer), pattern]), capture(model, cf, [q, k])
+    attention = Attention.of(model, layer, acts)
+    assert_close(attention.pattern(acts[q], acts[k]), acts[pattern])
     for node in (q, k):
-        there, found = (acts | {node: other[node]}), []
-        hooks = [(node.hook, lambda x, hook: other[node]), (Node("pattern", layer).hook, lambda x, hook: found.append(x.transpose(1, 2)))]
-        with torch.no_grad(): model.run_with_hooks(prompts.tokens, fwd_hooks=hooks)
-        assert_close(attention.pattern(there[q], there[k]), found[0])
-        assert (found[0] - acts[Node("pattern", layer)]).abs().max() > 0.01, "the patch did nothing"
+        there, patched = acts | {node: other[node]}, []
+        def put(x, hook): return other[node]
+        def keep(x, hook): patched.append(x.transpose(1, 2))
+        with torch.no_grad(): model.run_with_hooks(prompts.tokens, fwd_hooks=[(node.hook, put), (pattern.hook, keep)])
+        assert_close(attention.pattern(there[q], there[k]), patched[0])
+        assert (patched[0] - acts[pattern]).abs().max() > 0.01, "the patch did nothing"
     return attention, acts
 
 
@@ -243,14 +259,15 @@ def test_patterns_are_those_of_a_model_from_a_config(name):
     assert attention.scale == pytest.approx(1 / 4)
     q, k, pattern = (acts[Node(site, 1)] for site in ("q", "k", "pattern"))
     wrong = {"cap": None, "adjacent": not attention.adjacent, "rotary": None}
-    matters = {key for key, value in wrong.items() if (replace(attention, **{key: value}).pattern(q, k) - pattern).abs().max() > 0.01}
+    others = {key: replace(attention, **{key: value}).pattern(q, k) for key, value in wrong.items()}
+    matters = {key for key, other in others.items() if (other - pattern).abs().max() > 0.01}
     rotary, cap = model.cfg.positional_embedding_type == "rotary", model.cfg.attn_scores_soft_cap > 0
     assert matters == ({"adjacent", "rotary"} if rotary else set()) | ({"cap"} if cap else set())
 
 
 def test_a_bias_by_distance_is_refused_and_not_ignored():
-    model, (prompts, cf) = from_config(positional_embedding_type="alibi"), random_pair()
+    model, contrast = from_config(positional_embedding_type="alibi"), Contrast(*random_pair(), first_logit)
     nodes = [Node("q", 1, 0, "END"), Node("z", 1, 0, "END")]
-    with pytest.raises(ValueError, match="scores of layer 1 are not scaled products of its queries and keys.*leave the QK fix"):
-        first_order(model, prompts, cf, nodes, first_logit, qk_fix=True)
-    for steps in (1, 3): assert first_order(model, prompts, cf, nodes, first_logit, steps)[1].all()
+    refusal = "scores of layer 1 are not scaled products of its queries and keys.*leave the QK fix"
+    with pytest.raises(ValueError, match=refusal): first_order(model, contrast, nodes, qk_fix=True)
+    for steps in (1, 3): assert first_order(model, contrast, nodes, steps).effect.all()

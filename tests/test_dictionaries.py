@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 import sage_nb.truth.dictionaries as room
 from sage_nb.core.activations import Node, Prompts, capture
-from sage_nb.truth.dictionaries import (FIT_METHODS, Dictionaries, Term, _solve, _Sums, fit_dictionaries, one_hot,
-                                        suggest_products, terms_of, variance_explained)
+from sage_nb.truth.dictionaries import (FIT_METHODS, Dictionaries, _solve, _Sums, fit_dictionaries, one_hot,
+                                        suggest_products, variance_explained)
+from sage_nb.truth.features import Term, terms_of
 
 NODE = Node("z", 0, 0, "END")
 

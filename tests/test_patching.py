@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
-from sage_nb.core.activations import HEAD_SITES, SITES, Node, Prompts, capture, differentiate, gradients, hooked, run, run_each
+from sage_nb.core.activations import HEAD_SITES, SITES, Node, Prompts
+from sage_nb.core.activations import capture, differentiate, gradients, hooked, run, run_each
 from sage_nb.core.attention import n_heads
 from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching
 from sage_nb.tasks.task import load_task
@@ -68,7 +69,8 @@ def test_each_edit_alone_is_a_run_with_that_edit(random_model, random_task, batc
     edits = capture(random_model, random_task.counterfactual("S").prompts, nodes)
     clean, each = run_each(random_model, prompts, metric, edits, batch_size)
     assert_close(clean, run(random_model, prompts, metric))
-    assert_close(each, torch.stack([run(random_model, prompts, metric, {node: value}) for node, value in edits.items()], 1))
+    alone = [run(random_model, prompts, metric, {node: value}) for node, value in edits.items()]
+    assert_close(each, torch.stack(alone, 1))
     moved = (each - clean[:, None]).abs().amax(0) > 1e-4
     assert moved.sum() > 0.8 * len(nodes), "most edits do nothing, so that one in the wrong place would not show"
 
@@ -151,26 +153,38 @@ def test_a_hook_that_the_model_has_not_is_an_error(random_models, family, node):
     model = random_models[family]
     task = load_task("ioi", model, n=24)[:2]
     edits = {node: torch.zeros(2, 17, 32)}
-    for call in (lambda: capture(model, task.prompts, [node]), lambda: run(model, task.prompts, edits=edits),
-                 lambda: run_each(model, task.prompts, task.metric(), edits), lambda: gradients(model, task.prompts, [node], task.metric()),
-                 lambda: differentiate(model, task.prompts, task.metric(), forward={node: print})):
+    prompts, metric = task.prompts, task.metric()
+    calls = (
+        lambda: capture(model, prompts, [node]),
+        lambda: run(model, prompts, edits=edits),
+        lambda: run_each(model, prompts, metric, edits),
+        lambda: gradients(model, prompts, [node], metric),
+        lambda: differentiate(model, prompts, metric, forward={node: print}))
+    for call in calls:
         with pytest.raises(ValueError, match=f"hook '{node.hook}' is not in this model"): call()
 
 
 def test_a_hook_that_does_not_fire_is_an_error():
     "A HookedTransformer without MLPs still has a hook for what they would give."
     cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=6, d_vocab=10, attn_only=True)
-    model, silent, metric = HookedTransformer(cfg), Node("mlp_out", 1, None, "END"), lambda logits, rows: logits[:, 0]
+    model, silent = HookedTransformer(cfg), Node("mlp_out", 1, None, "END")
     prompts, edits = Prompts(torch.arange(6)[None], {"END": torch.tensor([5])}), {silent: torch.zeros(1, 8)}
-    for call in (lambda: capture(model, prompts, [silent]), lambda: run(model, prompts, edits=edits), lambda: run_each(model, prompts, metric, edits),
-                 lambda: differentiate(model, prompts, metric, forward={silent: print}),
-                 lambda: differentiate(model, prompts, metric, backward={silent: print})):
+    def metric(logits, rows): return logits[:, 0]
+    calls = (
+        lambda: capture(model, prompts, [silent]),
+        lambda: run(model, prompts, edits=edits),
+        lambda: run_each(model, prompts, metric, edits),
+        lambda: differentiate(model, prompts, metric, forward={silent: print}),
+        lambda: differentiate(model, prompts, metric, backward={silent: print}))
+    for call in calls:
         with pytest.raises(RuntimeError, match=f"hooks did not fire: {silent.hook}"): call()
 
 
 def traces(model):
     "All that an edit could leave behind: hooks, and methods hidden by attributes."
-    hooks = {name: (len(h.fwd_hooks), len(h.bwd_hooks), len(h._forward_hooks), len(h._backward_hooks)) for name, h in model.hook_dict.items()}
+    kinds = ("fwd_hooks", "bwd_hooks", "_forward_hooks", "_backward_hooks")
+    def lengths(hook): return [len(getattr(hook, kind)) for kind in kinds]
+    hooks = {name: lengths(hook) for name, hook in model.hook_dict.items()}
     return hooks, [(set(vars(block)), len(block._forward_hooks)) for block in model.blocks]
 
 
@@ -180,12 +194,13 @@ def test_nothing_stays_on_the_model_after_an_error(random_model, random_task):
 
     def fails(*args): raise ArithmeticError
     z = Node("z", 2, 0, "END")
+    fits, too_wide = {z: torch.zeros(7, 32)}, {z: torch.zeros(7, 33)}
     for error, broken in (
-        (ArithmeticError, lambda: run(random_model, prompts, fails, {z: torch.zeros(7, 32)})),
+        (ArithmeticError, lambda: run(random_model, prompts, fails, fits)),
         (ArithmeticError, lambda: gradients(random_model, prompts, [Node("q", 0)], fails)),
         (ArithmeticError, lambda: differentiate(random_model, prompts, metric, backward={z: fails})),
-        (ArithmeticError, lambda: run_each(random_model, prompts, fails, {z: torch.zeros(7, 32)})),
-        (RuntimeError, lambda: run_each(random_model, prompts, metric, {z: torch.zeros(7, 33)})),  # in a run that starts at layer 2
+        (ArithmeticError, lambda: run_each(random_model, prompts, fails, fits)),
+        (RuntimeError, lambda: run_each(random_model, prompts, metric, too_wide)),  # in a run that starts at layer 2
     ):
         with pytest.raises(error): broken()
         assert traces(random_model) == clean

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
-from sage_nb.truth.dictionaries import Dictionary
+from sage_nb.truth.features import Dictionary, Features
 from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, load_saes
@@ -32,33 +32,39 @@ def off(ours, theirs):
 
 # Agreement with sae_lens
 
+@torch.no_grad()
+def encode_and_decode(sae, x):
+    f = sae.encode(x)
+    return f, sae.decode(f)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
 @pytest.mark.parametrize("apply_b_dec", [True, False])
 def test_codes_and_reconstruction_are_those_of_sae_lens(architecture, normalise, apply_b_dec):
     theirs, x = random_sae_lens(architecture, normalise, apply_b_dec_to_input=apply_b_dec), 3 * draw(3, 50, 16) + 1
-    with torch.no_grad(): f = theirs.encode(x); x_hat = theirs.decode(f)
+    f, x_hat = encode_and_decode(theirs, x)
     view = from_sae_lens(theirs)
     assert 1 < view.encode(x).l0 < 90
     assert off(view.dense_encode(x), f) <= 1e-6 and off(view.reconstruct(x), x_hat) <= 1e-6
     exact = from_sae_lens(copy.deepcopy(theirs).double(), dtype=torch.double)
     theirs = theirs.to(torch.double)
-    with torch.no_grad(): f = theirs.encode(x.double()); x_hat = theirs.decode(f)
+    f, x_hat = encode_and_decode(theirs, x.double())
     assert off(exact.dense_encode(x.double()), f) <= 1e-12 and off(exact.reconstruct(x.double()), x_hat) <= 1e-12
 
 
 @pytest.mark.parametrize("architecture", ["topk", "abstopk"])
 def test_top_k_without_rescaling(architecture):
     theirs, x = random_sae_lens(architecture, rescale_acts_by_decoder_norm=False), draw(60, 16)
-    with torch.no_grad(): f = theirs.encode(x); x_hat = theirs.decode(f)
+    f, x_hat = encode_and_decode(theirs, x)
     view = from_sae_lens(theirs)
     assert off(view.dense_encode(x), f) <= 1e-6 and off(view.reconstruct(x), x_hat) <= 1e-6
     assert (f < 0).any() == (architecture == "abstopk")
 
 
 @pytest.mark.parametrize("settings", [
-    dict(residual_threshold=2.0), dict(stop_on_duplicate_support=False), dict(residual_threshold=0.0, stop_on_duplicate_support=False),
-    dict(max_iterations=None), dict(max_iterations=1)])
+    dict(residual_threshold=2.0), dict(residual_threshold=0.0, stop_on_duplicate_support=False),
+    dict(stop_on_duplicate_support=False), dict(max_iterations=None), dict(max_iterations=1)])
 def test_matching_pursuit_stops_where_sae_lens_stops(settings):
     theirs, x = random_sae_lens("matching_pursuit", d_sae=20, **settings), 2 * draw(60, 16)
     with torch.no_grad(): f = theirs.encode(x)
@@ -73,7 +79,8 @@ def test_an_sae_in_training_is_viewed_as_it_would_be_saved(architecture, tmp_pat
     cls, config = get_sae_training_class(architecture)
     settings = {"matryoshka_widths": [10, 40]} if "matryoshka" in architecture else {}
     if "topk" in architecture: settings |= dict(k=4)
-    sae, x = cls(config(d_in=16, d_sae=40, metadata=SAEMetadata(hook_name="blocks.0.hook_resid_pre"), **settings)), draw(300, 16)
+    metadata, x = SAEMetadata(hook_name="blocks.0.hook_resid_pre"), draw(300, 16)
+    sae = cls(config(d_in=16, d_sae=40, metadata=metadata, **settings))
     for p in sae.parameters(): p.data += 0.2 * draw(*p.shape, seed=1)
     if hasattr(sae, "topk_threshold"):
         for _ in range(200): sae.training_forward_pass(TrainStepInput(x, {}, None, 1, False))
@@ -85,7 +92,7 @@ def test_an_sae_in_training_is_viewed_as_it_would_be_saved(architecture, tmp_pat
     assert not view.W_dec.requires_grad
     copy.deepcopy(sae).save_inference_model(tmp_path / "sae")
     saved = SAE.load_from_disk(str(tmp_path / "sae"))
-    with torch.no_grad(): f = saved.encode(x); x_hat = saved.decode(f)
+    f, x_hat = encode_and_decode(saved, x)
     assert off(view.dense_encode(x), f) <= 1e-6 and off(view.reconstruct(x), x_hat) <= 1e-6
     assert off(load_saes(tmp_path).before(0).reconstruct(x), x_hat) <= 1e-6
 
@@ -113,8 +120,10 @@ def test_weights_in_half_precision_are_computed_with_in_single(dtype):
     rescaled = whole.W_dec.to(dtype).float()  # the unit directions are rounded once more
     assert off(half.encode(x).values, whole.encode(x).values) < 1e-6
     assert off(half.directions(torch.arange(96)), rescaled) < 1e-2
-    loop = torch.stack([sum(w * half.W_dec[i].float() for i, w in zip(*row)) for row in zip(half.encode(x).indices, half.encode(x).weights)])
-    assert_close(half.reconstruct(x), loop + half.b_dec.float())
+    loop, codes = [], half.encode(x)
+    for indices, weights in zip(codes.indices, codes.weights):
+        loop.append(sum(weight * half.W_dec[i].float() for i, weight in zip(indices, weights)))
+    assert_close(half.reconstruct(x), torch.stack(loop) + half.b_dec.float())
 
 
 # No state
@@ -125,7 +134,8 @@ def test_codes_decode_the_same_in_any_order_and_company(order):
     codes = sae.encode(x)
     other = sae.encode(x[list(order)])
     assert off(sae.decode(other), sae.decode(codes)[list(order)]) <= 1e-6
-    assert off((other.weights[..., None] * sae.directions(other.indices)).sum(1) + sae.bias(other), sae.decode(other)) <= 1e-6
+    latents = (other.weights[..., None] * sae.directions(other.indices)).sum(1)
+    assert off(latents + sae.bias(other), sae.decode(other)) <= 1e-6
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -170,10 +180,14 @@ def test_pursuit_against_a_plain_loop():
 # What is refused
 
 def sae_of(architecture, **settings):
-    return SAE.from_dict(dict(architecture=architecture, d_in=16, d_sae=64, metadata=dict(hook_name="blocks.0.hook_resid_mid"), **settings))
+    metadata = dict(hook_name="blocks.0.hook_resid_mid")
+    return SAE.from_dict(dict(architecture=architecture, d_in=16, d_sae=64, metadata=metadata, **settings))
 
 
-@pytest.mark.parametrize("architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+
+
+@pytest.mark.parametrize("architecture", TRANSCODERS)
 def test_transcoders_are_refused(architecture):
     with pytest.raises(ValueError, match="latents of a transcoder are no parts of what it reads"):
         load_saes([sae_of(architecture, d_out=16, apply_b_dec_to_input=False)])
@@ -184,19 +198,23 @@ def test_sequence_saes_are_refused():
         load_saes([sae_of("temporal", n_heads=1, bottleneck_factor=64, kval_topk=4)])
 
 
-@pytest.mark.parametrize("hook", ["blocks.0.mlp.hook_post", "blocks.0.ln1.hook_normalized", "hook_embed", "model.layers.3", "blocks.x.hook_resid_pre"])
+@pytest.mark.parametrize("hook", [
+    "blocks.0.mlp.hook_post", "blocks.0.ln1.hook_normalized", "hook_embed", "model.layers.3", "blocks.x.hook_resid_pre",
+])
 def test_saes_at_other_hooks_are_refused(hook):
-    with pytest.raises(ValueError, match=f"hook '{hook}' is not one of an SAE that can be used here"): load_saes([random_sae_lens("standard", hook=hook)])
+    sae = random_sae_lens("standard", hook=hook)
+    with pytest.raises(ValueError, match=f"hook '{hook}' is not one of an SAE that can be used here"): load_saes([sae])
 
 
 def test_every_registered_architecture_is_viewed_or_refused():
     from sae_lens.registry import SAE_CLASS_REGISTRY
-    refused = {"transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder", "temporal"}
-    assert set(SAE_CLASS_REGISTRY) == set(ARCHITECTURES) | refused, "sae_lens has an architecture that nobody has looked at"
+    known = {*ARCHITECTURES, *TRANSCODERS, "temporal"}
+    assert set(SAE_CLASS_REGISTRY) == known, "sae_lens has an architecture that nobody has looked at"
 
 
 def toys(*nodes, d_in=4):
-    return SAESet("toys", {n: SparseSAE(n, torch.eye(d_in), torch.zeros(d_in), torch.relu) for n in map(Node.parse, nodes)})
+    places = [Node.parse(node) for node in nodes]
+    return SAESet("toys", {place: SparseSAE(place, torch.eye(d_in), torch.zeros(d_in), torch.relu) for place in places})
 
 
 @pytest.mark.parametrize("nodes,match", [
@@ -209,15 +227,18 @@ def test_sets_that_leave_open_which_sae_is_meant_are_refused(nodes, match):
 
 def test_sets_of_different_widths_are_refused():
     sae = toys("L0.resid_pre", d_in=3).saes | toys("L1.resid_pre").saes
-    with pytest.raises(ValueError, match="residual streams of different widths: L0.resid_pre 3, L1.resid_pre 4"): SAESet("toys", sae)
+    with pytest.raises(ValueError, match="residual streams of different widths: L0.resid_pre 3, L1.resid_pre 4"):
+        SAESet("toys", sae)
 
 
 def test_two_saes_of_a_folder_at_one_place_must_be_chosen_from(tmp_path):
     for width in (32, 64): random_sae_lens("standard", d_sae=width).save_model(tmp_path / f"width_{width}" / "layer_2")
-    with pytest.raises(ValueError, match="two SAEs at L2.resid_pre, width_32/layer_2 and width_64/layer_2: choose some with `ids`"): load_saes(tmp_path)
+    both = "two SAEs at L2.resid_pre, width_32/layer_2 and width_64/layer_2: choose some with `ids`"
+    with pytest.raises(ValueError, match=both): load_saes(tmp_path)
     assert load_saes(tmp_path, ids="width_64/*").before(2).d_sae == 64
     with pytest.raises(ValueError, match="ids='width_9/.' is none of the SAEs"): load_saes(tmp_path, ids="width_9/*")
-    with pytest.raises(ValueError, match="is none of the SAEs of release 'gpt2-small-res-jb' .has blocks.0.hook_resid_pre"):
+    release = "is none of the SAEs of release 'gpt2-small-res-jb' .has blocks.0.hook_resid_pre"
+    with pytest.raises(ValueError, match=release):
         load_saes("gpt2-small-res-jb", ids="nothing")
 
 
@@ -260,14 +281,18 @@ def test_object_that_keeps_a_scale_is_refused():
     with pytest.raises(ValueError, match="it keeps a scale in between"): from_object(Keeps(16), Node("resid_pre", 0))
 
 
-@pytest.mark.parametrize("decode", [lambda self, f: (f @ self.dec).tanh(), lambda self, f: f @ self.dec * f.sum(-1, keepdim=True)])
+@pytest.mark.parametrize("decode", [
+    lambda self, f: (f @ self.dec).tanh(),
+    lambda self, f: f @ self.dec * f.sum(-1, keepdim=True),
+])
 def test_decoder_that_is_not_affine_is_refused(decode):
     bent = type("Bent", (Own,), {"decode": decode})
     with pytest.raises(ValueError, match="does not decode affinely"): from_object(bent(16), Node("resid_pre", 0))
 
 
 @pytest.mark.parametrize("sae,error,match", [
-    (object(), TypeError, "needs `encode`, and `decode` or `W_dec`"), (Own(16), ValueError, "does not say where it stands"),
+    (object(), TypeError, "needs `encode`, and `decode` or `W_dec`"),
+    (Own(16), ValueError, "does not say where it stands"),
 ])
 def test_other_objects_are_refused(sae, error, match):
     with pytest.raises(error, match=match): load_saes([sae])
@@ -276,21 +301,30 @@ def test_other_objects_are_refused(sae, error, match):
 # The ground truth as an SAE
 
 def dictionary(sizes=(5, 3, 2), d=12, products=(), unseen="error", weight=1.0):
-    vectors = {name: draw(n, d, seed=i) for i, (name, n) in enumerate(zip("ABC", sizes))}
-    values = {name: [f"{name}{i}" for i in range(len(v))] for name, v in vectors.items()}
+    values = {name: [f"{name}{i}" for i in range(n)] for name, n in zip("ABC", sizes)}
+
+    def features(attributes, values, seed):
+        return Features(tuple(attributes), tuple(values), draw(len(values), d, seed=seed), torch.ones(len(values)).long(), weight)
+    every = [features(name, [(v,) for v in values[name]], seed) for seed, name in enumerate(values)]
     for product in products:
-        values["×".join(product)] = combos = ["×".join(c) for c in itertools.product(*(values[a] for a in product))][1:]  # the first was never seen
-        vectors["×".join(product)] = draw(len(combos), d, seed=8)
-    return Dictionary(mean=draw(d, seed=9), vectors=vectors, values=values, counts={n: torch.ones(len(v)).long() for n, v in vectors.items()},
-                      weights=dict.fromkeys(vectors, weight), products={"×".join(p): tuple(p) for p in products}, unseen=unseen)
+        combinations = list(itertools.product(*(values[a] for a in product)))
+        every.append(features(product, combinations[1:], 8))  # the first was never seen
+    return Dictionary(draw(d, seed=9), tuple(every), unseen)
+
+
+def all_rows(truth):
+    "Every combination of the attributes' values."
+    singles = [f for f in truth.features if not f.is_product]
+    rows = itertools.product(*([value for (value,) in f.values] for f in singles))
+    return pd.DataFrame(list(rows), columns=[f.name for f in singles])
 
 
 def test_values_are_read_from_noisy_activations():
     truth = dictionary()
-    combos = pd.DataFrame(list(itertools.product(*truth.values.values())), columns=list("ABC"))
-    x, sae = truth.reconstruct(combos) + 0.2 * draw(len(combos), 12, seed=5), supervised_as_sae(truth, Node("z", 0, 0, "END"))
-    starts = {"A": 0, "B": 5, "C": 8}
-    said = [[starts[a] + truth.values[a].index(v) for a, v in row.items()] for _, row in combos.iterrows()]
+    combos = all_rows(truth)
+    x = truth.reconstruct(combos) + 0.2 * draw(len(combos), 12, seed=5)
+    sae, starts = supervised_as_sae(truth, Node("z", 0, 0, "END")), {"A": 0, "B": 5, "C": 8}
+    said = [[starts[a] + truth[a].values.index((v,)) for a, v in row.items()] for _, row in combos.iterrows()]
     assert sae.encode(x).indices.tolist() == said and sae.encode(x).l0 == 3 and sae.d_sae == 10
     assert_close(sae.reconstruct(x), truth.reconstruct(combos))
     assert_close(sae.decode(Codes(torch.tensor(said), torch.ones(len(said), 3))), truth.reconstruct(combos))
@@ -299,30 +333,32 @@ def test_values_are_read_from_noisy_activations():
 @pytest.mark.parametrize("unseen", ["error", "additive"])
 def test_products_are_latents_of_their_own_and_weights_count(unseen):
     truth = dictionary(products=["AB"], unseen=unseen, weight=0.7)
-    combos = pd.DataFrame(list(itertools.product(*(truth.values[a] for a in "ABC"))), columns=list("ABC"))
+    combos = all_rows(truth)
     if unseen == "error": combos = combos[truth.knows(combos).tolist()].reset_index(drop=True)
     x, sae = truth.reconstruct(combos), supervised_as_sae(truth, Node("z", 0, 0, "END"))
     codes = sae.encode(x + 0.02 * draw(len(x), 12, seed=5))
     exact = (sae.decode(codes) - x).norm(dim=1) < 1e-4
     assert exact.float().mean() > 0.9, "local minima aside, noise of this size hides no value"
-    assert sae.d_sae == 10 + 14 and (codes.values != 0).sum(1)[exact].min() == (4 if unseen == "error" else 3)
-    assert_close(sae.W_dec[:5], 0.7 * truth.vectors["A"])
+    active = (codes.values != 0).sum(1)[exact]
+    assert sae.d_sae == 10 + 14 and active.min() == (4 if unseen == "error" else 3)
+    assert_close(sae.W_dec[:5], 0.7 * truth["A"].vectors)
 
 
 def test_no_single_change_of_value_comes_nearer():
     truth, x = dictionary((4, 4), d=3), 2 * draw(50, 3, seed=7)  # too few dimensions to tell the values apart
     sae = supervised_as_sae(truth, Node("z", 0, 0, "END"))
-    vectors, chosen = list(truth.vectors.values()), sae.encode(x).indices - torch.tensor([0, 4])
+    A, B, chosen = truth["A"].vectors, truth["B"].vectors, sae.encode(x).indices - torch.tensor([0, 4])
     for row, (a, b) in zip(x - truth.mean, chosen.tolist()):
-        distance = (row - vectors[0][a] - vectors[1][b]).norm()
+        distance = (row - A[a] - B[b]).norm()
         for other in range(4):
-            assert distance <= (row - vectors[0][other] - vectors[1][b]).norm() + 1e-5
-            assert distance <= (row - vectors[0][a] - vectors[1][other]).norm() + 1e-5
+            assert distance <= (row - A[other] - B[b]).norm() + 1e-5
+            assert distance <= (row - A[a] - B[other]).norm() + 1e-5
 
 
 def test_random_decoder_keeps_shape_place_and_sparsity_and_its_seed():
     sae, x = from_sae_lens(random_sae_lens("topk", "layer_norm")), 3 * draw(80, 16) + 2
     twin, again, other = random_decoder(sae, x), random_decoder(sae, x), random_decoder(sae, x, seed=1)
-    assert (twin.node, twin.d_sae, twin.d_in) == (sae.node, sae.d_sae, sae.d_in) and twin.encode(x).values.shape[-1] == 5
+    assert (twin.node, twin.d_sae, twin.d_in) == (sae.node, sae.d_sae, sae.d_in)
+    assert twin.encode(x).values.shape[-1] == 5
     assert torch.equal(twin.W_dec, again.W_dec) and not torch.equal(twin.W_dec, other.W_dec)
     assert not torch.allclose(twin.W_dec, sae.W_dec)

@@ -102,7 +102,8 @@ def test_a_counterfactual_changes_only_the_slots_that_express_its_attribute(name
         assert differ and differ <= set(slots(v).split()), f"{attribute}: {prompt.text!r} -> {cf.text!r}"
         if attribute != "distance": assert differ == set(slots(v).split())
         assert (cf.answer != prompt.answer) == answer_changes(v), f"{attribute}: {prompt} -> {cf}"
-    cf = recipe.render(recipe.templates[template], recipe.neutral(v, Picker(random.Random(seed), template), recipe.lexicon))
+    v3 = recipe.neutral(v, Picker(random.Random(seed), template), recipe.lexicon)
+    cf = recipe.render(recipe.templates[template], v3)
     assert changed(name, recipe.templates[template], prompt.text, cf.text) == set(NEUTRAL[name].split())
     assert (cf.answer, cf.distractor) == (prompt.answer, prompt.distractor)
     assert prompt.answer != prompt.distractor
@@ -148,7 +149,8 @@ def roles_are_right(task, tokenizer):
         answer = tokenizer.decode(task.answers[i])
         whole, alone = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text + answer, answer))
         follows = whole == [*tokens[1 : end + 1], task.answers[i].item()]
-        assert follows or alone == [task.answers[i].item()], "the answer is one token, as it follows or, where a number would merge, on its own"
+        assert follows or alone == [task.answers[i].item()], \
+            "the answer is one token, as it follows or, where a number would merge, on its own"
 
 
 @each_task
@@ -228,7 +230,8 @@ def test_training_and_held_out_prompts_share_no_template(model, name):
 def test_prompts_differ_and_held_out_values_were_all_trained_on(model, name):
     task = load_task(name, model, n=90)
     assert len(set(zip(task.texts, task.answers.tolist(), task.distractors.tolist()))) == len(task)
-    for attribute in task.attributes: assert set(task.test.attributes[attribute]) <= set(task.train.attributes[attribute])
+    for attribute in task.attributes:
+        assert set(task.test.attributes[attribute]) <= set(task.train.attributes[attribute])
 
 
 def test_a_seed_fixes_a_task_and_another_changes_it(model):

@@ -210,8 +210,9 @@ class SectionTrial:
     def _edits(self, name: str) -> ControlEvidence:
         "Of all held-out prompts: zeros for those that were not edited."
         rows = self.edited.nonzero()[:, 0]
+        control = replace(self.control, methods=self.control.methods | _edges(self.control))
         def scatter(x): return x.new_zeros(len(self.edited), *x.shape[1:]).index_copy(0, rows, x)
-        return each(scatter, self.control.evidence(name))
+        return each(scatter, control.evidence(name))
 
     def _coverage(self, name: str) -> Hits | None:
         names = self.trials[SKYLINE if name == FLOOR else name].names

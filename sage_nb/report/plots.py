@@ -82,7 +82,7 @@ def _legend(fig: Figure, ax: Axes):
     "The names of one panel's lines, bars or marks above all panels."
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
 
-# %% ../../nbs/7_report/71_plots.ipynb #0b51115d
+# %% ../../nbs/7_report/71_plots.ipynb #07ba6e07
 def _refuse_empty(sections: CrossSections):
     if not len(sections): raise ValueError("there is no cross-section to draw: " + "; ".join(sections.missing()))
 
@@ -146,7 +146,7 @@ def plot_curves(
     for ax in axes[:, 0]: ax.set_ylabel("effect / metric")
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #aea29fb0
+# %% ../../nbs/7_report/71_plots.ipynb #230864f6
 def plot_scores(
     table: pd.DataFrame,  # of `Interactions.table`, `value_scores` or `Composition.similarity`
     label: str = "contribution to the score",
@@ -185,7 +185,7 @@ def plot_faithfulness(
     _legend(fig, axes[0, 0])
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #bd26b80e
+# %% ../../nbs/7_report/71_plots.ipynb #01e96879
 def plot_control(
     table: pd.DataFrame,  # of `summarise_control`, for one cross-section
     metric: str = "edit success",
@@ -213,7 +213,7 @@ def plot_control(
     _legend(fig, by_k)
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #0f1fd368
+# %% ../../nbs/7_report/71_plots.ipynb #2185e96c
 def plot_edits(
     table: pd.DataFrame,  # `SageReport.table`
     metric: str = "edit success",
@@ -235,7 +235,7 @@ def plot_edits(
     _legend(fig, axes[0, 0])
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #a8b564c0
+# %% ../../nbs/7_report/71_plots.ipynb #8b261d75
 def plot_occlusion(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `occlusion`
 ) -> Figure:
@@ -252,7 +252,7 @@ def plot_occlusion(
     _legend(fig, ax)
     return fig
 
-# %% ../../nbs/7_report/71_plots.ipynb #7e650363
+# %% ../../nbs/7_report/71_plots.ipynb #07f6b78f
 def plot_oversplitting(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `oversplitting`
 ) -> Figure:

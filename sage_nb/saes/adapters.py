@@ -27,10 +27,11 @@ def node_of_hook(
     "The node that a hook name stands for."
     match = re.fullmatch(r"blocks\.(?P<layer>\d+)\.(?P<name>.+)", str(hook))
     if not match or match["name"] not in _SITES_OF_HOOKS:
-        raise ValueError(f"hook {hook!r} is not one of an SAE that can be used here (blocks.N. and one of {', '.join(_SITES_OF_HOOKS)})")
+        raise ValueError(f"hook {hook!r} is not one of an SAE that can be used here "
+                         f"(blocks.N. and one of {', '.join(_SITES_OF_HOOKS)})")
     return Node(_SITES_OF_HOOKS[match["name"]], int(match["layer"]), head)
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #80d78a02
+# %% ../../nbs/5_saes/52_adapters.ipynb #51d1c2b5
 def _affine(sae, name: str):
     "What a linear encoder says before anything is set to 0: (activations, which latents) -> their values."
     W, b = sae.W_enc, getattr(sae, name)
@@ -61,7 +62,7 @@ def _gated(sae):
         return (y > 0) * size.relu()
     return BlockEncoder(latents, sae.cfg.d_sae)
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #7d1a0b2f
+# %% ../../nbs/5_saes/52_adapters.ipynb #19605097
 def _norms(W_dec) -> Float[Tensor, "latent"]:
     "The norm of each latent's direction."
     return torch.cat([widen(part).norm(dim=-1) for part in W_dec.split(LATENT_BLOCK)])
@@ -88,7 +89,8 @@ def _pursuit(sae):
 
 
 ARCHITECTURES: dict[str, Callable] = {
-    "standard": _standard, "gated": _gated, "topk": _topk, "abstopk": _abstopk, "jumprelu": _jumprelu, "matching_pursuit": _pursuit}
+    "standard": _standard, "gated": _gated, "topk": _topk, "abstopk": _abstopk, "jumprelu": _jumprelu,
+    "matching_pursuit": _pursuit}
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #1bafd72f
 def _refuse(sae, name: str):
@@ -96,8 +98,9 @@ def _refuse(sae, name: str):
     cfg, what = sae.cfg, f"SAE {name!r} ({type(sae).__name__})"
     other = getattr(cfg.metadata, "hook_name_out", None)
     if hasattr(cfg, "d_out") or other not in (None, cfg.metadata.hook_name):
-        raise ValueError(f"{what} reads {cfg.metadata.hook_name} and writes {other or 'somewhere else'}: the latents of a transcoder are no parts "
-                         "of what it reads, so there is nothing to project. Use an SAE of the residual stream")
+        raise ValueError(f"{what} reads {cfg.metadata.hook_name} and writes {other or 'somewhere else'}: "
+                         "the latents of a transcoder are no parts of what it reads, so there is nothing to project. "
+                         "Use an SAE of the residual stream")
     if cfg.architecture() == "temporal":
         raise ValueError(f"{what} reads a whole sequence at a time, so a token has no codes of its own. "
                          "Use an SAE that encodes each token by itself")
@@ -105,7 +108,7 @@ def _refuse(sae, name: str):
         raise ValueError(f"{what} expects whitened activations, and the whitening is kept by its trainer. "
                          "Fold it in with fold_activation_whitening, as saving does")
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #c063f4ca
+# %% ../../nbs/5_saes/52_adapters.ipynb #a3cf0bbd
 def _inference_form(sae):
     "An SAE in training as it would be saved: what depends on the rest of the batch becomes a threshold."
     if not hasattr(sae, "process_state_dict_for_saving_inference"): return sae
@@ -143,12 +146,13 @@ def from_sae_lens(
     if architecture not in ARCHITECTURES: return from_object(sae, node, name, d_in=cfg.d_in)
     stored = _Stored(sae, dtype, device)
     W_dec, b_dec, normalise = stored.W_dec, stored.b_dec, cfg.normalize_activations
-    if getattr(cfg, "rescale_acts_by_decoder_norm", False): W_dec = W_dec / _norms(W_dec)[:, None].to(dtype)  # as its decode does
+    if getattr(cfg, "rescale_acts_by_decoder_norm", False):  # as its decode does
+        W_dec = W_dec / _norms(W_dec)[:, None].to(dtype)
     if architecture == "matching_pursuit" and not cfg.apply_b_dec_to_input: b_dec = torch.zeros_like(b_dec)
-    if normalise == "expected_average_only_in": normalise = "none"  # a constant factor, in the weights once an SAE is saved or fetched
+    if normalise == "expected_average_only_in": normalise = "none"  # a factor, in the saved weights
     return SparseSAE(node, W_dec, b_dec, ARCHITECTURES[architecture](stored), name, normalise)
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #a37932c4
+# %% ../../nbs/5_saes/52_adapters.ipynb #86cb76ca
 def random_sae_lens(
     architecture: str,  # a key of `ARCHITECTURES`
     normalise: str = "none",  # of activations, as sae_lens calls it
@@ -161,10 +165,10 @@ def random_sae_lens(
     from sae_lens import SAE
     if architecture in ("topk", "abstopk"): settings = {"k": 5, "rescale_acts_by_decoder_norm": True} | settings
     if architecture == "matching_pursuit": settings = {"max_iterations": 12} | settings
-    cfg = dict(architecture=architecture, d_in=d_in, d_sae=d_sae, normalize_activations=normalise, metadata=dict(hook_name=hook))
+    settings |= dict(architecture=architecture, d_in=d_in, d_sae=d_sae, normalize_activations=normalise)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        sae = SAE.from_dict(cfg | settings)
+        sae = SAE.from_dict(settings | {"metadata": dict(hook_name=hook)})
         for weights in sae.parameters(): weights.data += 1.2 / d_in**0.5 * torch.randn_like(weights)
     if architecture == "jumprelu": sae.threshold.data.abs_()
     if architecture == "matching_pursuit": sae.W_dec.data /= sae.W_dec.data.norm(dim=-1, keepdim=True)
@@ -176,8 +180,8 @@ def _place(sae, name: str) -> Node:
     metadata = getattr(getattr(sae, "cfg", None), "metadata", None)
     for said in (getattr(sae, "node", None), getattr(sae, "hook_name", None), getattr(metadata, "hook_name", None)):
         if said is not None: return said if isinstance(said, Node) else node_of_hook(said)
-    raise ValueError(f"SAE {name!r} does not say where it stands: give it an attribute `hook_name` (blocks.2.hook_resid_pre) or load it by its node, "
-                     "as in load_saes({'L2.resid_pre': sae})")
+    raise ValueError(f"SAE {name!r} does not say where it stands: give it an attribute `hook_name` "
+                     "(blocks.2.hook_resid_pre) or load it by its node, as in load_saes({'L2.resid_pre': sae})")
 
 
 def _width(sae, name: str) -> int:
@@ -185,7 +189,8 @@ def _width(sae, name: str) -> int:
     W_dec, cfg = getattr(sae, "W_dec", None), getattr(sae, "cfg", None)
     said = getattr(sae, "d_in", None) or getattr(cfg, "d_in", None)
     if said is None and W_dec is None:
-        raise ValueError(f"SAE {name!r} does not say how wide the activations are that it takes: give it an attribute `d_in` or `W_dec`")
+        raise ValueError(f"SAE {name!r} does not say how wide the activations are that it takes: "
+                         "give it an attribute `d_in` or `W_dec`")
     return said or W_dec.shape[1]
 
 
@@ -197,7 +202,7 @@ def _some_activations(sae, d_in: int) -> Float[Tensor, "token d_in"]:
 
 def _same(a, b): return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #013e32bc
+# %% ../../nbs/5_saes/52_adapters.ipynb #69b95e37
 def _encoded(sae, x, name: str) -> Float[Tensor, "token latent"]:
     "The codes of some activations; an error where they depend on each other."
     codes = sae.encode(x)
@@ -223,10 +228,12 @@ def _decoder(sae, x, codes, name: str) -> tuple[Tensor, Tensor]:
     if not _same(sae.decode(codes), decoded):
         raise ValueError(f"SAE {name!r} decodes the same codes to something else after encoding another activation: "
                          "it keeps a scale in between. Fold it into the weights")
-    W_dec, b_dec, d_sae = getattr(sae, "W_dec", None), sae.decode(torch.zeros_like(codes))[0], codes.shape[-1]
-    if W_dec is not None and W_dec.shape == (d_sae, x.shape[-1]) and _same(codes @ W_dec + b_dec, decoded): return W_dec, b_dec
-    W_dec, b_dec = _read_decoder(sae, d_sae, x)
-    if not _same(codes @ W_dec + b_dec, decoded): raise ValueError(f"SAE {name!r} does not decode affinely: its latents have no directions to project")
+    shape = codes.shape[-1], x.shape[-1]
+    W_dec, b_dec = getattr(sae, "W_dec", None), sae.decode(torch.zeros_like(codes))[0]
+    if W_dec is not None and W_dec.shape == shape and _same(codes @ W_dec + b_dec, decoded): return W_dec, b_dec
+    W_dec, b_dec = _read_decoder(sae, shape[0], x)
+    if not _same(codes @ W_dec + b_dec, decoded):
+        raise ValueError(f"SAE {name!r} does not decode affinely: its latents have no directions to project")
     return W_dec, b_dec
 
 

@@ -62,7 +62,7 @@ def to_codes(
     shape = (*dense.shape[:-1], codes.values.shape[-1])
     return Codes(codes.indices.reshape(shape), codes.values.reshape(shape))
 
-# %% ../../nbs/5_saes/51_codes.ipynb #cd1069f9
+# %% ../../nbs/5_saes/51_codes.ipynb #3fa83573
 def widen(
     weights: Tensor,
     least: torch.dtype = torch.float32,  # never less than this
@@ -155,11 +155,11 @@ def normalised(
         return Normalised((x - shift) / (scale + 1e-5), scale, shift)
     raise ValueError(f"normalisation {how!r} is not one of none, constant_norm_rescale, layer_norm")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #c8444e68
+# %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
 @dataclass(frozen=True)
 class SparseSAE:
     "An SAE at one place, frozen."
-    node: Node  # where it stands: site and layer, heads side by side; with a head or a position if it is for that one only
+    node: Node  # where it stands; with a head or a position if it is for that one only, else heads side by side
     W_dec: Float[Tensor, "latent d_in"]
     b_dec: Float[Tensor, "d_in"]
     encoder: Callable  # (token, d_in) -> the activations of all latents, (token, latent), or their codes
@@ -179,7 +179,8 @@ class SparseSAE:
         chunk: int | None = None,  # tokens at a time; by default as many as `MOST_FORMED` allows
     ) -> Codes:
         "Sparse codes of activations."
-        if x.shape[-1] != self.d_in: raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_in}, got {x.shape[-1]}")
+        if x.shape[-1] != self.d_in:
+            raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_in}, got {x.shape[-1]}")
         in_blocks = isinstance(self.encoder, (BlockEncoder, Pursuit))
         formed = min(self.d_sae, LATENT_BLOCK) if in_blocks else self.d_sae
         tokens = widen(x.to(self.W_dec.device), widen(self.b_dec).dtype).reshape(-1, self.d_in)
@@ -203,11 +204,12 @@ def _joined(parts: list[Codes]) -> Codes:
     width = max(part.values.shape[-1] for part in parts)
 
     def filled(rows): return pad(rows, (0, width - rows.shape[-1]))
-    codes = Codes(torch.cat([filled(part.indices) for part in parts]), torch.cat([filled(part.values) for part in parts]))
+    indices = torch.cat([filled(part.indices) for part in parts])
+    codes = Codes(indices, values=torch.cat([filled(part.values) for part in parts]))
     if parts[0].scale is not None: codes = codes._replace(scale=torch.cat([part.scale for part in parts]))
     return codes if parts[0].shift is None else codes._replace(shift=torch.cat([part.shift for part in parts]))
 
-# %% ../../nbs/5_saes/51_codes.ipynb #42c6d344
+# %% ../../nbs/5_saes/51_codes.ipynb #eed94120
 @patch
 def directions(self: SparseSAE, indices: Int[Tensor, "..."]) -> Float[Tensor, "... d_in"]:
     "The directions of some latents."
@@ -226,7 +228,8 @@ def bias(self: SparseSAE, codes: Codes) -> Float[Tensor, "... d_in"]:
 def decode(self: SparseSAE, codes: Codes) -> Float[Tensor, "... d_in"]:
     "The reconstruction of activations from their codes."
     indices, weights = codes.indices.flatten(0, -2), codes.weights.flatten(0, -2)
-    if self.W_dec.dtype == weights.dtype: sums = embedding_bag(indices, self.W_dec, per_sample_weights=weights, mode="sum")
+    if self.W_dec.dtype == weights.dtype:
+        sums = embedding_bag(indices, self.W_dec, per_sample_weights=weights, mode="sum")
     else:  # stored in half precision, summed in single
         rows = max(MOST_FORMED // (self.d_in * indices.shape[-1]), 1)
         chunks = zip(indices.split(rows), weights.split(rows))

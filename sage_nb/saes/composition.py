@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..core.activations import Node, capture
 from ..core.attention import Attention, key_head
-from ..truth.dictionaries import Dictionaries, Dictionary
+from ..truth.dictionaries import Dictionaries
+from ..truth.features import Dictionary
 from ..core.intervals import Estimate, interval
 from .projection import Reader, Writer
 from ..tasks.task import Task

@@ -19,7 +19,7 @@ from .routes import sources
 from .sets import SAESet
 from ..tasks.task import Task
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #4e87c021
+# %% ../../nbs/5_saes/55_fidelity.ipynb #c4347834
 def sae_inputs(
     model,
     prompts: Prompts,
@@ -33,7 +33,7 @@ def sae_inputs(
     up_to_end = token <= prompts.index("END")[:, None]
     return x.flatten(2)[(up_to_end & after_bos).to(x.device)]
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #81b939c0
+# %% ../../nbs/5_saes/55_fidelity.ipynb #39d4916d
 @torch.no_grad()
 def variance_explained_by(
     sae: SparseSAE,
@@ -44,13 +44,13 @@ def variance_explained_by(
     missed = (x - sae.reconstruct(x)).square().sum()
     return (1 - missed / (x - x.mean(0)).square().sum()).item()
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #f0820446
+# %% ../../nbs/5_saes/55_fidelity.ipynb #1b418914
 @torch.no_grad()
 def next_token_loss(
     model,
     prompts: Prompts,
     place: Node | None = None,  # where activations are changed; all heads, all tokens
-    change: Callable[[Tensor], Tensor] | None = None,  # (prompt, pos, d_in), heads side by side, to what takes its place
+    change: Callable[[Tensor], Tensor] | None = None,  # of (prompt, pos, d_in), heads side by side
 ) -> float:
     "Mean next-token loss of the prompts up to END, in nats."
     tokens = prompts.tokens.to(next(model.parameters()).device)
@@ -86,14 +86,15 @@ def check_saes(
     nodes: Iterable[Node],  # where the SAEs are to be applied
     route: str = "read",  # of the reconstruction
     max_prompts: int = 64,
-) -> pd.DataFrame:  # index place; columns variance explained, L0, loss recovered (nan for an SAE of one head or position)
+) -> pd.DataFrame:  # by place: variance explained, L0, loss recovered (nan for an SAE of one head or position)
     "Figures of the SAEs that the nodes need, on the task's tokens; an error where one does not belong to the model."
     prompts, rows = task.prompts[:max_prompts], {}
     for place in sorted({saes.find(source).node for node in nodes for source in sources(node, saes, route)}):
         sae, x = saes.find(place), sae_inputs(model, prompts, place)
         explained = variance_explained_by(sae, x)
         if explained < LEAST_EXPLAINED:
-            raise ValueError(f"SAE set {saes.name!r} explains {explained:.2f} of the variance at {place}: it does not belong to this model, "
+            raise ValueError(f"SAE set {saes.name!r} explains {explained:.2f} of the variance at {place}: "
+                             "it does not belong to this model, "
                              "or the model is processed in another way than the one it was trained on")
         everywhere = place.position is None and place.head is None
         recovered = loss_recovered(model, prompts, place, sae, x.mean(0)) if everywhere else float("nan")

@@ -23,7 +23,7 @@ from .projection import Projection, Reader, Selection, Writer
 from .routes import ROUTES, Share, shares
 from .sets import SAESet
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #83a4860b
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #678065b4
 @dataclass(frozen=True)
 class ProjectionSettings:
     "How the SAEs of the residual stream are applied to a node."
@@ -37,11 +37,12 @@ class ProjectionSettings:
             word = getattr(self, field)
             if word not in known: raise ValueError(f"{field} {word!r} is not one of {', '.join(known)}")
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #1d6b0bf0
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #a722a62a
 class _Maps:
     "The readers and writers of a model, each made once."
 
     def __init__(self, model):
+        self.model = model
         self.reader = cache(partial(Reader.of, model))  # of a site and a layer
         self.writer = cache(partial(Writer.of, model))  # of a layer
 
@@ -51,16 +52,16 @@ def _everywhere(node: Node) -> Node: return node._replace(position=None)
 
 def _heads(node: Node) -> Node: return Node("z", node.layer, None, node.position)
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #8104bd84
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #2ea65074
 class _Run:
     "One batch of prompts: what the true run holds, and what the SAEs make of it."
 
-    def __init__(self, model, prompts: Prompts, wanted: list[Share], saes: SAESet, settings: ProjectionSettings, maps: _Maps):
-        self.model, self.prompts, self.saes, self.settings, self.maps = model, prompts, saes, settings, maps
+    def __init__(self, maps: _Maps, prompts: Prompts, wanted: list[Share], saes: SAESet, settings: ProjectionSettings):
+        self.model, self.maps, self.prompts, self.saes, self.settings = maps.model, maps, prompts, saes, settings
         self._codes, self._rebuilt, self._patterns = {}, {}, {}
         needed = {node for share in wanted for node in self.needs(share)}
-        everywhere = {node for node in needed if node.position is None}
-        self.acts = capture(model, prompts, [node for node in needed if node in everywhere or _everywhere(node) not in everywhere], len(prompts))
+        held = {node for node in needed if node.position and _everywhere(node) in needed}  # in what is captured anyway
+        self.acts = capture(self.model, prompts, needed - held, len(prompts))
 
     def needs(self, share: Share) -> list[Node]:
         "What must be known of the true run."
@@ -101,14 +102,14 @@ class _Run:
             self._rebuilt[node] = sae.decode(codes).to(self.true(node))
         return self._rebuilt[node]
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #45acf7f3
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #8492762c
 def _seen(run: _Run, stream: Node) -> Float[Tensor, "prompt token d_model"]:
     "The stream whose scale the norm takes."
     return run.true(stream) if run.settings.scale == "frozen" else run.x_hat(stream)
 
 
 def _pattern(run: _Run, node: Node, stream: Node) -> Float[Tensor, "prompt head token"]:
-    "The attention of all heads from the node's position, of the true run or of the queries and keys of the reconstruction."
+    "The attention of all heads from the node's position: true, or that of the reconstruction's queries and keys."
     if run.settings.pattern == "frozen": return run.acts[Node("pattern", node.layer, None, node.position)].float()
     if node.layer not in run._patterns:
         query, key = (run.maps.reader(site, node.layer) for site in "qk")
@@ -138,7 +139,8 @@ def _projection(run: _Run, share: Share) -> Projection | Selection:
         takes_head = node.head is not None and stream.head is None
         return Selection.of_head(node.head, run.model.cfg.d_head) if takes_head else Selection()
     count = n_heads(run.model, node.site) if node.site in HEAD_SITES else 0
-    if node.head is not None and not 0 <= node.head < count: raise ValueError(f"head {node.head} of node {node} is not in this model (has {count})")
+    if node.head is not None and not 0 <= node.head < count:
+        raise ValueError(f"head {node.head} of node {node} is not in this model (has {count})")
     if node.site in ("z", "attn_out"): return _attention_projection(run, node, stream)
     reader = run.maps.reader(node.site, node.layer)
     scale = reader.norm.scale(_seen(run, stream))
@@ -191,17 +193,17 @@ class Decomposition:
 
 def _filled(x, width: int): return pad(x, (0, width - x.shape[1]))
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #b1ff9ddb
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #222d2358
 def onto_span(
     u: Float[Tensor, "prompt d"],
     directions: Float[Tensor, "prompt active d"],  # rows of 0 are no directions
 ) -> Float[Tensor, "prompt active d"]:
-    "The orthogonal projection of `u` onto the span of some directions, as a sum along them; computed in double precision."
-    D = directions.double()
+    "The orthogonal projection of `u` onto the span of some directions, as a sum along them."
+    D = directions.double()  # their inner products may be nearly singular
     coefficients = torch.linalg.pinv(D @ D.mT, hermitian=True) @ (D @ u.double().unsqueeze(-1))
     return (coefficients * D).to(u)
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #1fd4c255
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #627c5da3
 class _Parts(NamedTuple):
     "One share of a node's activation, tokens kept apart."
     latents: Float[Tensor, "prompt token active d"]
@@ -229,7 +231,8 @@ def _written(run: _Run, share: Share) -> _Parts:
     write, back = run.true(node).squeeze(1), None
     if node.site == "z":
         writer = run.maps.writer(node.layer)
-        W = writer.W[node.head] if writer.norm is None else writer.norm.project(writer.W[node.head], 1.0)  # its scale would cancel
+        W = writer.W[node.head]
+        if writer.norm is not None: W = writer.norm.project(W, 1.0)  # its scale would cancel
         write, back = write @ W, torch.linalg.pinv(W)
     latents = onto_span(write, directions.to(write.device))
     error = write - latents.sum(1)
@@ -250,18 +253,18 @@ def _decomposition(run: _Run, wanted: list[Share]) -> Decomposition:
         saes=tuple(run.saes.find(share.source).node for share in wanted),
         route="difference" if len(wanted) > 1 else wanted[0].kind)
 
-# %% ../../nbs/5_saes/58_reconstruction.ipynb #41e97c09
-def _runs(model, prompts: Prompts, plan: dict[Node, list[Share]], saes: SAESet, settings: ProjectionSettings, batch_size: int):
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #304fefcc
+def _runs(model, prompts: Prompts, plan: dict[Node, list[Share]], saes, settings, batch_size: int):
     "Batch by batch: rows, and the run with all that the plan needs."
-    wanted, maps = [share for found in plan.values() for share in found], _Maps(model)
-    for rows in prompts.slices(batch_size): yield rows, _Run(model, prompts[rows], wanted, saes, settings, maps)
+    wanted, maps = [share for node_shares in plan.values() for share in node_shares], _Maps(model)
+    for rows in prompts.slices(batch_size): yield rows, _Run(maps, prompts[rows], wanted, saes, settings)
 
 
 @torch.no_grad()
 def decompose_batches(
     model,
     prompts: Prompts,
-    nodes: Iterable[Node],  # one head of q, k, v or z, or attn_out, mlp_out or a residual stream, each at a named position
+    nodes: Iterable[Node],  # each one head of q, k, v or z, or attn_out, mlp_out or a stream, at a named position
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
     route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
     batch_size: int = 64,
@@ -270,18 +273,18 @@ def decompose_batches(
     if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
     plan = {node: shares(node, saes, route) for node in nodes}
     for rows, run in _runs(model, prompts, plan, saes, ProjectionSettings(route=route), batch_size):
-        yield rows, {node: _decomposition(run, found) for node, found in plan.items()}
+        yield rows, {node: _decomposition(run, node_shares) for node, node_shares in plan.items()}
 
 
 def decompose(
     model,
     prompts: Prompts,
-    nodes: Iterable[Node],  # one head of q, k, v or z, or attn_out, mlp_out or a residual stream, each at a named position
+    nodes: Iterable[Node],  # each one head of q, k, v or z, or attn_out, mlp_out or a stream, at a named position
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
     route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
     batch_size: int = 64,
 ) -> dict[Node, Decomposition]:
-    "Each node's activation as latents + bias + error, the scales and the attention pattern being those of the true run."
+    "Each node's activation as latents + bias + error, with the scales and the attention pattern of the true run."
     nodes = list(nodes)
     batches = [parts for _, parts in decompose_batches(model, prompts, nodes, saes, route, batch_size)]
     return {node: Decomposition.join([parts[node] for parts in batches]) for node in nodes}
@@ -307,5 +310,5 @@ def reconstruct(
     plan = {node: shares(node, saes, settings.route) for node in nodes}
     rebuilt = {node: [] for node in plan}
     for _, run in _runs(model, prompts, plan, saes, settings, batch_size):
-        for node, found in plan.items(): rebuilt[node].append(sum(_rebuilt(run, share) for share in found))
+        for node, node_shares in plan.items(): rebuilt[node].append(sum(_rebuilt(run, share) for share in node_shares))
     return {node: torch.cat(parts) for node, parts in rebuilt.items()}

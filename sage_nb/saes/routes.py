@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ROUTES', 'Share', 'shares', 'sources', 'route_taken']
 
-# %% ../../nbs/5_saes/54_routes.ipynb #692a6f5f
+# %% ../../nbs/5_saes/54_routes.ipynb #5b461d05
 from typing import NamedTuple
 
 from ..core.activations import HEAD_SITES, Node
 from .sets import STREAM, SAESet
 
-# %% ../../nbs/5_saes/54_routes.ipynb #aeeb97ff
+# %% ../../nbs/5_saes/54_routes.ipynb #d5db760f
 ROUTES = ("read", "write")
 
 
@@ -39,10 +39,10 @@ def _check_node(node: Node):
     whole = headless and node.head is None
     one_head = node.site in HEAD_SITES and node.head is not None
     if node.position is None or not (whole or one_head):
-        raise ValueError(f"node {node} cannot be projected to: it must be one head of q, k, v or z, or attn_out, mlp_out or a residual stream, "
-                         "at a named position")
+        raise ValueError(f"node {node} cannot be projected to: it must be one head of q, k, v or z, "
+                         "or attn_out, mlp_out or a residual stream, at a named position")
 
-# %% ../../nbs/5_saes/54_routes.ipynb #0503971d
+# %% ../../nbs/5_saes/54_routes.ipynb #d3252671
 def _mlp_shares(node: Node, saes: SAESet) -> list[Share]:
     "What the MLP adds, as a difference of streams."
     before, middle = (Node(site, node.layer, None, node.position) for site in ("resid_pre", "resid_mid"))
@@ -65,13 +65,14 @@ def shares(
     if direct is not None: return [Share(1, "direct", node._replace(head=direct.node.head), node)]
     if node.site in STREAM or not any(place.site in STREAM for place in saes.saes):
         raise ValueError(f"SAE set {saes.name!r} has no SAE at {node} (has {', '.join(map(str, saes.saes))})")
-    if route == "write" and node.site in ("z", "attn_out", "mlp_out"): return [Share(1, "write", _stream_after(node, saes), node)]
+    if route == "write" and node.site in ("z", "attn_out", "mlp_out"):
+        return [Share(1, "write", _stream_after(node, saes), node)]
     if node.site == "mlp_out": return _mlp_shares(node, saes)
     saes.before(node.layer)  # refuses if there is none
     position = None if node.site in ("z", "attn_out") else node.position
     return [Share(1, "read", Node("resid_pre", node.layer, None, position), node)]
 
-# %% ../../nbs/5_saes/54_routes.ipynb #39dd6cad
+# %% ../../nbs/5_saes/54_routes.ipynb #f1622463
 def sources(
     node: Node,
     saes: SAESet,

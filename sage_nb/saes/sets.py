@@ -32,15 +32,17 @@ def _check_places(name: str, saes: dict[Node, SparseSAE]):
     first_at = {}
     for node in saes:
         first = first_at.setdefault(_same_place(node), node)
-        if first != node: raise ValueError(f"SAE set {name!r} has two SAEs for the same place, {first} and {node}: leave one out")
+        if first == node: continue
+        raise ValueError(f"SAE set {name!r} has two SAEs for the same place, {first} and {node}: leave one out")
     stream = {node: sae for node, sae in saes.items() if node.site in STREAM}
     if len({sae.d_in for sae in stream.values()}) > 1:
         widths = ", ".join(f"{node} {sae.d_in}" for node, sae in stream.items())
         raise ValueError(f"SAE set {name!r} mixes residual streams of different widths: {widths}")
     rest = [node for node in saes if node not in stream]
     if stream and rest:
-        raise ValueError(f"SAE set {name!r} mixes SAEs of the residual stream ({next(iter(stream))}) with SAEs at a site ({rest[0]}): "
-                         f"it is not clear which is meant at {rest[0].site}. Load them as two sets")
+        raise ValueError(f"SAE set {name!r} mixes SAEs of the residual stream ({next(iter(stream))}) "
+                         f"with SAEs at a site ({rest[0]}): it is not clear which is meant at {rest[0].site}. "
+                         "Load them as two sets")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class SAESet:
     def __iter__(self) -> Iterator[SparseSAE]: return iter(self.saes.values())
 
     def find(self, node: Node) -> SparseSAE | None:
-        "The SAE that stands at a node, or None; one for this position comes before one for the head, and that before one for all."
+        "The SAE that stands at a node, or None; first one for this position, then one for the head, then one for all."
         by_place = {_same_place(place): sae for place, sae in self.saes.items()}
         place = _same_place(node)
         for wider in (place, place._replace(position=None), place._replace(position=None, head=None)):
@@ -64,10 +66,12 @@ class SAESet:
     def before(self, layer: int) -> SparseSAE:
         "The SAE of the residual stream before a layer; that before layer `n_layers` stands after the last."
         sae = self.find(Node("resid_pre", layer))
-        if sae is None: raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} (has {', '.join(map(str, self.saes))})")
+        if sae is None:
+            raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} "
+                             f"(has {', '.join(map(str, self.saes))})")
         return sae
 
-# %% ../../nbs/5_saes/53_sets.ipynb #73e7c9bb
+# %% ../../nbs/5_saes/53_sets.ipynb #99314a3e
 def embedded_saes() -> list[str]:
     "Names of the SAE sets that come with the package."
     return sorted(folder.name for folder in (EMBEDDED / "saes").glob("*") if folder.is_dir())
@@ -96,7 +100,8 @@ def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, 
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
     directory = get_pretrained_saes_directory()
     if release not in directory:
-        raise ValueError(f"SAEs {release!r} are neither embedded ({', '.join(embedded_saes())}), nor a folder, nor a sae_lens release")
+        raise ValueError(f"SAEs {release!r} are neither embedded ({', '.join(embedded_saes())}), "
+                         "nor a folder, nor a sae_lens release")
     for label in _matching(directory[release].saes_map, ids, f"release {release!r}"):
         yield label, from_sae_lens(SAE.from_pretrained(release, label, device=device or "cpu"), release, dtype=dtype)
 
@@ -111,7 +116,7 @@ def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, Sp
         saes[sae.node], labels[sae.node] = sae, label
     return saes
 
-# %% ../../nbs/5_saes/53_sets.ipynb #66ae7d94
+# %% ../../nbs/5_saes/53_sets.ipynb #88b35e77
 def _view(sae, name: str, node: Node | None, dtype, device) -> SparseSAE:
     "The view of one object."
     if isinstance(sae, SparseSAE): return sae if node is None else replace(sae, node=node)
@@ -122,19 +127,23 @@ def _view(sae, name: str, node: Node | None, dtype, device) -> SparseSAE:
 def _load_objects(source, name: str, dtype, device) -> list[tuple[str, SparseSAE]]:
     "Label and view of each of some objects."
     if hasattr(source, "encode"): source = [source]
-    if not isinstance(source, Iterable): raise TypeError(f"SAEs {source!r} are neither a name, a folder nor an iterable of SAE objects")
-    if not isinstance(source, Mapping): views = [(f"number {i}", _view(sae, name, None, dtype, device)) for i, sae in enumerate(source)]
+    if not isinstance(source, Iterable):
+        raise TypeError(f"SAEs {source!r} are neither a name, a folder nor an iterable of SAE objects")
+    views = []
+    if isinstance(source, Mapping):
+        for key, sae in source.items():
+            node = Node.parse(key) if isinstance(key, str) else key
+            views.append((str(node), _view(sae, name, node, dtype, device)))
     else:
-        nodes = {node: Node.parse(node) if isinstance(node, str) else node for node in source}
-        views = [(str(nodes[key]), _view(sae, name, nodes[key], dtype, device)) for key, sae in source.items()]
+        for i, sae in enumerate(source): views.append((f"number {i}", _view(sae, name, None, dtype, device)))
     if not views: raise ValueError("there are no SAEs in the iterable")
     return views
 
 
 def load_saes(
-    source,  # an embedded set, a folder of sae_lens SAEs, a sae_lens release, an SAE object, an iterable of them, or a mapping of nodes to them
+    source,  # an embedded set, a folder of sae_lens SAEs, a release of sae_lens, or SAE objects: one, some, or by node
     name: str | None = None,  # how the set is called in reports; by default as its source
-    ids: str = "*",  # which SAEs of a folder or release, where it holds more than one per layer: a pattern such as "*/width_16k/*"
+    ids: str = "*",  # which SAEs of a folder or release that holds more than one per layer; a pattern: "*/width_16k/*"
     dtype: torch.dtype = torch.float32,  # that sae_lens SAEs are kept in; sums are never in less than float32
     device: str | None = None,  # by default the CPU, or where an object is
 ) -> SAESet:

@@ -6,7 +6,7 @@
 __all__ = ['Counterfactuals', 'Item', 'about', 'check_items', 'usable_words', 'items_from_recipe', 'TokenIndex',
            'items_from_rows', 'rows_from_frame']
 
-# %% ../../nbs/2_tasks/23_items.ipynb #1010d151
+# %% ../../nbs/2_tasks/23_items.ipynb #d4234743
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ import pandas as pd
 
 from .templates import Example, Picker, Recipe
 
-# %% ../../nbs/2_tasks/23_items.ipynb #4ba44d95
+# %% ../../nbs/2_tasks/23_items.ipynb #f79b8b02
 @dataclass(frozen=True)
 class Item:
     "One prompt with its edits, before it becomes tokens."
@@ -33,7 +33,7 @@ class Item:
         "Items with the same key are the same question."
         return self.example.text, self.example.answer, self.example.distractor
 
-# %% ../../nbs/2_tasks/23_items.ipynb #3a856346
+# %% ../../nbs/2_tasks/23_items.ipynb #54a1778d
 @contextmanager
 def about(what: str):
     "A ValueError from within says what it is about."
@@ -91,7 +91,7 @@ def check_items(
             raise ValueError("all prompts are on one side of the split; mark some as held out and some not")
         for attribute in attributes: _check_values(items, attribute)
 
-# %% ../../nbs/2_tasks/23_items.ipynb #a1ef4483
+# %% ../../nbs/2_tasks/23_items.ipynb #116f6fcd
 def usable_words(
     recipe: Recipe,
     tokenizer,  # any Hugging Face tokenizer
@@ -115,7 +115,7 @@ def usable_words(
                              f"this tokenizer leaves {left[kind]}")
     return lexicon, left
 
-# %% ../../nbs/2_tasks/23_items.ipynb #47138b39
+# %% ../../nbs/2_tasks/23_items.ipynb #80f0388f
 @dataclass(frozen=True)
 class _Drawer:
     recipe: Recipe
@@ -157,7 +157,7 @@ def _split_rows(items, share, rng) -> list[Item]:
         result.append(replace(item, held_out=held_out))
     return result
 
-# %% ../../nbs/2_tasks/23_items.ipynb #a56b8e71
+# %% ../../nbs/2_tasks/23_items.ipynb #ef990135
 def items_from_recipe(
     recipe: Recipe,
     lexicon: dict[str, tuple],  # its usable words
@@ -239,7 +239,7 @@ def items_from_rows(
         with about(f"row {i}"): items.append(_row_item(row, rng.random() < held_out))
     return items
 
-# %% ../../nbs/2_tasks/23_items.ipynb #e1e9a15b
+# %% ../../nbs/2_tasks/23_items.ipynb #ebbd8ad6
 # attribute -> column with prompts (and column_answer, column_value), or (row, attribute) -> {prompt, answer, value}
 Counterfactuals = dict[str, str] | Callable[[dict, str], dict]
 

@@ -27,7 +27,7 @@ from ..core.intervals import interval
 from .builtin import RECIPES
 from .items import Counterfactuals, Item, TokenIndex, about, check_items
 from .items import items_from_recipe, items_from_rows, rows_from_frame, usable_words
-from .templates import Example, Recipe
+from .templates import Recipe
 
 # %% ../../nbs/2_tasks/24_task.ipynb #72ac89a3
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Task:
         have = ", ".join(self.counterfactuals) + ("" if self.neutral else "; no neutral counterfactual")
         raise ValueError(f"attribute {attribute!r} is not in task {self.name!r} (has {have})")
 
-# %% ../../nbs/2_tasks/24_task.ipynb #69105173
+# %% ../../nbs/2_tasks/24_task.ipynb #1d3e5a50
 @patch
 def __getitem__(
     self: Task,
@@ -96,7 +96,7 @@ def __getitem__(
         **{name: getattr(self, name)[rows] for name in tensors},
     )
 
-# %% ../../nbs/2_tasks/24_task.ipynb #da3e6454
+# %% ../../nbs/2_tasks/24_task.ipynb #f4177adc
 _COLOURS = ("#ffd8a8", "#b2f2bb", "#a5d8ff", "#eebefa", "#ffec99", "#ffc9c9", "#99e9f2", "#d0bfff")
 
 
@@ -121,7 +121,7 @@ def _repr_html_(self: Task, n: int = 4) -> str:
         rows.append(f"<tr><td style='text-align:left'>{_marked(self.strings[i], roles, colours)}</td>{values}</tr>")
     return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
 
-# %% ../../nbs/2_tasks/24_task.ipynb #3ba0cea7
+# %% ../../nbs/2_tasks/24_task.ipynb #5b3aa6e0
 class _Encoded(NamedTuple):
     "A prompt as tokens, without <bos>."
     ids: list[int]
@@ -154,7 +154,7 @@ def _encode(tokenizer, example, roles, like: _Encoded | None = None) -> _Encoded
         places[role] = _token_index(role, example, ends) if own else like.places[role]
     return _Encoded(encoded["input_ids"], places)
 
-# %% ../../nbs/2_tasks/24_task.ipynb #b1ff0abb
+# %% ../../nbs/2_tasks/24_task.ipynb #ec717213
 class _Edit(NamedTuple):
     prompt: _Encoded
     value: str  # the new value of the attribute
@@ -227,7 +227,7 @@ def build_task(
     check_items(name, items)
     tokenizer, roles, rows = model.tokenizer, list(dict.fromkeys([*positions, "END"])), []
     for i, item in enumerate(items):
-        with about(f"task {name!r}, row {i}"): rows.append(_tokenise(tokenizer, item, roles))
+        with about(f"task {name!r}"), about(f"row {i}"): rows.append(_tokenise(tokenizer, item, roles))
     neutral = [row.neutral for row in rows]
 
     def strings(ids): return [""] * len(_bos(model)) + [tokenizer.decode([i]) for i in ids]
@@ -269,7 +269,7 @@ def load_task(
     notes = {"seed": seed, "n": len(items), "pool": pool, "held_out": held_out, "usable words": left}
     return build_task(model, recipe.name, items, recipe.positions, notes)
 
-# %% ../../nbs/2_tasks/24_task.ipynb #80438ac8
+# %% ../../nbs/2_tasks/24_task.ipynb #c0877dfe
 @patch
 def metric(
     self: Task,
@@ -283,7 +283,7 @@ def metric(
         return of(self.answers) - of(wrong)
     return logit_difference
 
-# %% ../../nbs/2_tasks/24_task.ipynb #1ecd1d44
+# %% ../../nbs/2_tasks/24_task.ipynb #7a707a16
 def cramers_v(
     a: Iterable,
     b: Iterable,
@@ -313,7 +313,7 @@ def summary(self: Task) -> pd.DataFrame:
         })
     return pd.DataFrame(rows).set_index("attribute")
 
-# %% ../../nbs/2_tasks/24_task.ipynb #fe86f495
+# %% ../../nbs/2_tasks/24_task.ipynb #e9b0c851
 @patch
 def check(
     self: Task,

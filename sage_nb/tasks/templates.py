@@ -78,7 +78,7 @@ class Recipe:
     def attributes(self) -> tuple[str, ...]:
         return tuple(self.edits)
 
-# %% ../../nbs/2_tasks/21_templates.ipynb #b2d00c35
+# %% ../../nbs/2_tasks/21_templates.ipynb #83b07d8e
 @dataclass(frozen=True)
 class _Slots:
     "The words of each slot, every slot drawn independently, and the functions of a recipe that follow from them."
