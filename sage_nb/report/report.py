@@ -186,7 +186,7 @@ def to_json(self: SageReport) -> str:
 
 @patch
 def save(self: SageReport, folder: str | Path) -> Path:
-    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html into `folder`; returns the page."
+    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html; returns the page."
     folder, tensors = Path(folder), {}
     for name, some in self.evidence.items():
         for i, e in enumerate(some):
