@@ -129,7 +129,7 @@ def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
     "The numbers of one piece of evidence by their names."
     def named(name, numbers):
         if numbers is None: return {}
-        if isinstance(numbers, Tensor): return {name: numbers.detach().cpu().clone()}  # tensors that share memory cannot be saved
+        if isinstance(numbers, Tensor): return {name: numbers.detach().cpu().clone()}  # sharing memory is refused
         tensors = {}
         for part in numbers._fields: tensors |= named(f"{name}.{part}", getattr(numbers, part))
         return tensors
