@@ -1,9 +1,9 @@
 """What choosing latents costs: `choose_edits` beside the form that gives every latent a vector in every prompt.
 
 Both make the same greedy choice with the same closed form of the gain. The dense form computes it for all latents,
-taken out and put in, from one tensor prompts x 2 latents x d; ours only for the active ones. Random directions, 64 latents
-active in each of source and counterfactual, 32 moves. Calls alternate; times are medians over rounds, and the ratio is
-the median of the ratios within a round. "largest" is the largest tensor that any operation forms, counted as it runs.
+taken out and put in, from one tensor prompts x 2 latents x d; ours only for the active ones. Random directions, 64
+latents active in each of source and counterfactual, 32 moves. Calls alternate; times are medians over rounds, and the
+ratio is the median of the ratios within a round. "largest" is the largest tensor that any operation forms, counted as it runs.
 
 python benchmarks/control.py [--quick]
 """
@@ -89,7 +89,8 @@ def measure(prompts, latents, d, rounds):
     ratio = statistics.median(b / a for a, b in zip(times["ours"], times["dense"]))
     ms = {name: 1000 * statistics.median(t) for name, t in times.items()}
     sizes = f"{largest['ours']:14.1f}{largest['dense']:14.1f}"
-    print(f"{prompts:7}{latents:9,}{d:5}{ms['ours']:10.1f}{ms['dense']:10.1f}{ratio:9.1f}{sizes}{same:12.1%}", flush=True)
+    columns = f"{ms['ours']:10.1f}{ms['dense']:10.1f}{ratio:9.1f}"
+    print(f"{prompts:7}{latents:9,}{d:5}{columns}{sizes}{same:12.1%}", flush=True)
 
 
 if __name__ == "__main__":

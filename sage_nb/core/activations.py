@@ -175,19 +175,16 @@ def _logits(model, batch: Prompts) -> Float[Tensor, "batch d_vocab"]:
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]
 
 # %% ../../nbs/1_core/12_activations.ipynb #74fac43f
-def _capture(model, prompts, nodes, batch_size, progress):
-    "The activations at `nodes`, from a run of the model."
-    parts = {node: [] for node in nodes}
+def _capture(model, batch, nodes):
+    "The activations at `nodes`, from a run of the model on one batch."
+    acts = {}
 
-    def keeper(node, batch):
-        def keep(x): parts[node].append(_read(x, node, batch).detach().clone())
+    def keeper(node):
+        def keep(x): acts[node] = _read(x, node, batch).detach().clone()
         return keep
 
-    for rows in tqdm(list(prompts.slices(batch_size)), desc="capture", disable=not progress, leave=False):
-        batch = prompts[rows]
-        fwd = [(node.hook, keeper(node, batch)) for node in nodes]
-        with hooked(model, fwd + [_at_end(model, batch)]): _logits(model, batch)
-    return {node: kept[0] if len(kept) == 1 else torch.cat(kept) for node, kept in parts.items()}
+    with hooked(model, [*((node.hook, keeper(node)) for node in nodes), _at_end(model, batch)]): _logits(model, batch)
+    return acts
 
 # %% ../../nbs/1_core/12_activations.ipynb #52f6e59e
 class _Memory(OrderedDict):
@@ -232,6 +229,18 @@ def remembered(
     finally: _memory.reset(token)
 
 
+def _recall(model, batch, nodes):
+    "The activations at `nodes` on one batch: remembered where there is a memory that has them."
+    memory = _memory.get()
+    if memory is None: return _capture(model, batch, nodes)
+    keys = {node: memory.key(model, batch, node) for node in nodes}
+    new = [node for node in nodes if keys[node] not in memory]
+    acts = {node: memory.take(keys[node]) for node in nodes if node not in new}
+    if new: acts |= _capture(model, batch, new)
+    for node in new: memory.put(keys[node], acts[node].clone())
+    return {node: acts[node] for node in nodes}
+
+
 @torch.no_grad()
 def capture(
     model,
@@ -241,14 +250,11 @@ def capture(
     progress: bool = False,
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # prompt, then pos if the node has none, then head if it has none, then d
     "The activations at `nodes`."
-    nodes, memory = list(dict.fromkeys(nodes)), _memory.get()
-    if memory is None: return _capture(model, prompts, nodes, batch_size, progress)
-    keys = {node: memory.key(model, prompts, node) for node in nodes}
-    new = [node for node in nodes if keys[node] not in memory]
-    acts = {node: memory.take(keys[node]) for node in nodes if node not in new}
-    if new: acts |= _capture(model, prompts, new, batch_size, progress)
-    for node in new: memory.put(keys[node], acts[node].clone())
-    return {node: acts[node] for node in nodes}
+    nodes, batches = list(dict.fromkeys(nodes)), list(prompts.slices(batch_size))
+    bar = tqdm(batches, desc="capture", disable=not progress, leave=False)
+    parts = [_recall(model, prompts[rows], nodes) for rows in bar]
+    if len(parts) == 1: return parts[0]
+    return {node: torch.cat([part[node] for part in parts]) for node in nodes}
 
 # %% ../../nbs/1_core/12_activations.ipynb #2d9f063d
 def _put(x, node, batch, value, rows):

@@ -165,7 +165,7 @@ def find_edits(
     edits = {node: [] for node in bench.section.nodes}
     old, new = list(bench.task.attributes[bench.section.attribute]), bench.counterfactual.values
     for rows, (source, counterfactual) in zip(bench.task.prompts.slices(bench.batch_size), latents, strict=True):
-        if counterfactual is None: raise ValueError("the counterfactuals were not read: an edit needs `read_latents` of both")
+        if counterfactual is None: raise ValueError("the counterfactuals were not read; an edit needs them too")
         for node, made in edits.items():
             here, there = source[node], counterfactual[node]
             priority = order and (order(node, old[rows], here), order(node, new[rows], there))

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.activations import Node, count_passes, remembered
+from ..core.activations import Node, capture, count_passes, remembered
 from ..core.intervals import Estimate, each
 from ..core.models import model_hash
 from ..discovery.sections import CrossSection, CrossSections
@@ -37,7 +37,8 @@ from .report import COLUMNS, SageReport
 from ..saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
 from ..saes.codes import SparseSAE
 from ..saes.fidelity import check_saes, sae_inputs
-from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose_batches, reconstruct
+from ..saes.reconstruction import (
+    Decomposition, ProjectionSettings, decompose_batches, reads, reconstruct)
 from ..saes.routes import sources
 from ..saes.sets import SAESet, load_saes
 from ..tasks.task import Task
@@ -385,10 +386,20 @@ def _given(saes) -> list[SAESet]:
     return [load_saes(s) for s in (saes if several and not hasattr(saes[0], "encode") else [saes])]
 
 
-def _benches(model, task: Task, sections, truth: Dictionaries, settings: Settings) -> Iterator[Workbench]:
+def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESet], settings: Settings) -> None:
+    "Let `remembered` have all that a section's trials read of the true runs, in one pass of each set of prompts."
+    needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
+    capture(model, task.train.prompts, needed, settings.batch_size)
+    for prompts in (task.test.prompts, task.test.counterfactual(section.attribute).prompts):
+        capture(model, prompts, [*needed, *section.nodes], settings.batch_size)
+
+
+def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:
     "Every cross-section set up, one after the other; the clean run is made once."
     clean = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size)
-    for section in sections: yield set_up(model, task, section, truth, settings.batch_size, clean)
+    for section in sections:
+        _capture_once(model, task, section, sets, settings)
+        yield set_up(model, task, section, truth, settings.batch_size, clean)
 
 
 def _require_one(trials: Sequence[SectionTrial]) -> None:
@@ -435,7 +446,7 @@ def evaluate(
     tried = [*baselines(model, task, sets, l0, twins), *sets]
     in_order = list(figures) if order_by_f1 else []
     with remembered(), count_passes(model, len(task)) as passes:
-        benches = _benches(model, task, sections, truth, settings)
+        benches = _benches(model, task, sections, truth, tried, settings)
         bar = tqdm(benches, "evaluate", len(sections), disable=not progress)
         trials = [try_section(bench, task, tried, settings, in_order) for bench in bar]
     _require_one(trials)
