@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LADDERS', 'UNMOVED', 'RUNGS', 'add_noise', 'drop_latents', 'merge_latents', 'split_latents', 'ladder', 'Validation',
-           'validate_score', 'interval_coverage']
+           'rank_agreement', 'validate_score', 'interval_coverage']
 
 # %% ../../nbs/7_report/74_validation.ipynb #89e2a854
 from collections.abc import Callable, Iterable, Sequence
@@ -12,64 +12,77 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from scipy.stats import binomtest, spearmanr
+from torch import Tensor
 
 from ..core.activations import Node
-from ..truth.dictionaries import Dictionaries
+from ..core.intervals import Estimate, interval, n_prompts
+from ..discovery.sections import CrossSections
+from ..measures.score import PARTS, Evidence, sage_score, score_parts
 from .evaluation import evaluate
-from ..core.intervals import interval
 from .report import SageReport
+from ..saes.baselines import supervised_as_sae
 from ..saes.codes import Codes, SparseSAE
 from ..saes.sets import SAESet
-from ..saes.baselines import supervised_as_sae
-from ..measures.score import PARTS, Evidence, sage_score, score_parts
-from ..discovery.sections import CrossSections
 from ..tasks.task import Task
+from ..truth.dictionaries import Dictionaries
 
 # %% ../../nbs/7_report/74_validation.ipynb #0eb9109f
-def _with(sae: SparseSAE, name: str, W_dec, recode: Callable[[Codes], Codes] = lambda codes: codes) -> SparseSAE:
+def _recoded(sae: SparseSAE, W_dec: Float[Tensor, "latent d_in"], recode: Callable[[Codes], Codes]) -> SparseSAE:
     "The SAE with other vectors, and its codes changed."
-    return replace(sae, W_dec=W_dec, encoder=lambda x: recode(sae.encode(x)), name=name)
+    return replace(sae, W_dec=W_dec, encoder=lambda x: recode(sae.encode(x)))
+
+
+def _some(n: int, r: float, generator: torch.Generator) -> Int[Tensor, "some"]:
+    "A share r of n things."
+    return torch.randperm(n, generator=generator)[: round(r * n)]
 
 
 def add_noise(sae: SparseSAE, r: float, generator: torch.Generator) -> SparseSAE:
     "Every vector moved by a random one, r times as long as the mean vector is."
     noise = torch.randn(sae.W_dec.shape, generator=generator)
     size = sae.W_dec.norm(dim=-1).mean()
-    return _with(sae, sae.name, sae.W_dec + r * size * noise / noise.norm(dim=-1, keepdim=True))
+    return _recoded(sae, sae.W_dec + r * size * noise / noise.norm(dim=-1, keepdim=True), lambda codes: codes)
 
-
+# %% ../../nbs/7_report/74_validation.ipynb #72b75f8a
 def drop_latents(sae: SparseSAE, r: float, generator: torch.Generator) -> SparseSAE:
-    "A share r of the latents never fires. A higher share drops the same ones and more."
+    "A share r of the latents never fires."
     gone = torch.zeros(sae.d_sae, dtype=torch.bool)
-    gone[torch.randperm(sae.d_sae, generator=generator)[: round(r * sae.d_sae)]] = True
-    return _with(sae, sae.name, sae.W_dec, lambda codes: codes._replace(values=codes.values.masked_fill(gone[codes.indices], 0)))
+    gone[_some(sae.d_sae, r, generator)] = True
+
+    def recode(codes): return codes._replace(values=codes.values.masked_fill(gone[codes.indices], 0))
+    return _recoded(sae, sae.W_dec, recode)
 
 
-def merge_latents(sae: SparseSAE, r: float, generator: torch.Generator, group: int = 4) -> SparseSAE:
+def merge_latents(sae: SparseSAE, r: float, generator: torch.Generator, size: int = 4) -> SparseSAE:
     "A share r of the latents, by groups of neighbours, is one latent with their mean vector."
-    groups = torch.arange(sae.d_sae) // group
-    chosen = torch.randperm(int(groups.max()) + 1, generator=generator)[: round(r * (int(groups.max()) + 1))]
-    into, W = torch.arange(sae.d_sae), sae.W_dec.clone()
-    for g in chosen.tolist():
-        mine = (groups == g).nonzero()[:, 0]
-        into[mine], W[mine] = mine[0], sae.W_dec[mine].mean(0)
-    return _with(sae, sae.name, W, lambda codes: codes._replace(indices=into[codes.indices]))
+    group = torch.arange(sae.d_sae) // size
+    into, W_dec = torch.arange(sae.d_sae), sae.W_dec.clone()
+    for g in _some(int(group.max()) + 1, r, generator).tolist():
+        mine = (group == g).nonzero()[:, 0]
+        into[mine] = mine[0]
+        W_dec[mine] = sae.W_dec[mine].mean(0)
+
+    def recode(codes): return codes._replace(indices=into[codes.indices])
+    return _recoded(sae, W_dec, recode)
 
 
 def split_latents(sae: SparseSAE, r: float, generator: torch.Generator, copies: int = 8) -> SparseSAE:
     "A share r of the latents is several with the same vector, which fire in turn."
     chosen = torch.zeros(sae.d_sae, dtype=torch.bool)
-    chosen[torch.randperm(sae.d_sae, generator=generator)[: round(r * sae.d_sae)]] = True
+    chosen[_some(sae.d_sae, r, generator)] = True
 
     def recode(codes):
-        turn = (torch.arange(codes.indices.numel()) // codes.indices.shape[-1] % copies).view(codes.indices.shape)
+        token = torch.arange(codes.indices.numel()) // codes.indices.shape[-1]
+        turn = (token % copies).view(codes.indices.shape)
         return codes._replace(indices=codes.indices * copies + torch.where(chosen[codes.indices], turn, 0))
-    return _with(sae, sae.name, sae.W_dec.repeat_interleave(copies, 0), recode)
+    return _recoded(sae, sae.W_dec.repeat_interleave(copies, 0), recode)
 
-
+# %% ../../nbs/7_report/74_validation.ipynb #2e26a5f1
 LADDERS = {"noise": add_noise, "dropped": drop_latents, "merged": merge_latents, "split": split_latents}
-UNMOVED = {"noise": ("coverage",), "split": ("fraction recovered", "necessity", "controllability")}  # parts that a ladder leaves alone
+UNMOVED = {  # parts that a ladder leaves alone
+    "noise": ("coverage",), "split": ("fraction recovered", "necessity", "controllability")}
 RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -82,25 +95,35 @@ def ladder(
 ) -> list[SAESet]:
     "SAE sets at the nodes, from the supervised dictionary itself to what is left of it."
     if how not in LADDERS: raise ValueError(f"ladder {how!r} is not one of {', '.join(LADDERS)}")
-    nodes = list(dict.fromkeys(nodes))
-    def spoiled(node, i, r): return LADDERS[how](supervised_as_sae(truth[node], node), r, torch.Generator().manual_seed(seed + i))
-    return [SAESet(f"{how} {r:g}", {node: spoiled(node, i, r) for i, node in enumerate(nodes)}) for r in rungs]
+    whole = {node: supervised_as_sae(truth[node], node) for node in dict.fromkeys(nodes)}
+
+    def rung(r):
+        spoiled = {}
+        for i, (node, sae) in enumerate(whole.items()):
+            spoiled[node] = LADDERS[how](sae, r, torch.Generator().manual_seed(seed + i))
+        return SAESet(f"{how} {r:g}", spoiled)
+    return [rung(r) for r in rungs]
 
 # %% ../../nbs/7_report/74_validation.ipynb #8e4cf1a4
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Validation:
     "What the score made of SAEs of known quality."
     report: SageReport  # of all rungs
-    ranks: pd.DataFrame  # index ladder; columns score and its parts: Spearman with quality; nan where the ladder leaves a part alone
+    ranks: pd.DataFrame  # index ladder; columns score and parts: Spearman with quality; nan where a ladder leaves a part alone
     values: pd.DataFrame  # index ladder and rung; columns score and its parts
 
     def __str__(self): return f"Spearman of score and parts with quality\n{self.ranks.round(2).to_string(na_rep='–')}"
+
     __repr__ = __str__
-    def _repr_html_(self): return self.ranks.round(2).to_html(na_rep="–") + self.values.round(3).to_html(na_rep="–")
+
+    def _repr_html_(self):
+        return self.ranks.round(2).to_html(na_rep="–") + self.values.round(3).to_html(na_rep="–")
 
 
-def _rank(values, quality) -> float:
-    return float(spearmanr(values, quality).statistic) if values.nunique() > 1 and values.notna().all() else float("nan")
+def rank_agreement(values: pd.Series, quality: Sequence[float]) -> float:
+    "Spearman's correlation with quality; nan where there is no ranking to find."
+    if values.isna().any() or values.nunique() < 2: return float("nan")
+    return float(spearmanr(values, quality).statistic)
 
 
 def validate_score(
@@ -114,39 +137,44 @@ def validate_score(
     **options,  # of `evaluate`: tests, ks, criteria, batch_size, progress
 ) -> Validation:
     "Evaluate ladders of spoiled dictionaries and correlate the score and its parts with their quality."
-    ladders, nodes = list(ladders), [node for s in sections for node in s.nodes]
-    sets = [rung for how in ladders for rung in ladder(truth, nodes, how, rungs, seed)]
+    ladders, nodes, sets = list(ladders), [node for s in sections for node in s.nodes], []
+    for how in ladders: sets += ladder(truth, nodes, how, rungs, seed)
     report = evaluate(model, task, sections, truth, sets, twins=False, order_by_f1=False, **options)
-    card = report.scorecard()
-    index = pd.MultiIndex.from_product([ladders, rungs], names=["ladder", "rung"])
-    values = card.loc[[s.name for s in sets]].drop(columns=["lo", "hi"]).set_axis(index)
-    quality = [-r for r in rungs]
-    ranks = pd.DataFrame({how: {part: float("nan") if part in UNMOVED.get(how, ()) else _rank(values.loc[how, part], quality) for part in values} for how in ladders}).T
-    return Validation(report, ranks, values)
+    card = report.scorecard().loc[[saes.name for saes in sets]].drop(columns=["lo", "hi"])
+    values = card.set_axis(pd.MultiIndex.from_product([ladders, rungs], names=["ladder", "rung"]))
+    quality, ranks = [-r for r in rungs], {}
+    for how in ladders:
+        moved = [part for part in values if part not in UNMOVED.get(how, ())]
+        ranks[how] = {part: rank_agreement(values.loc[how, part], quality) for part in moved}
+    return Validation(report, pd.DataFrame(ranks).T.reindex(columns=values.columns), values)
 
 # %% ../../nbs/7_report/74_validation.ipynb #9818d7dc
+def _measures(evidence: Sequence[Evidence]) -> dict[str, Estimate]:
+    "Score and parts."
+    numbers, measures = [e.numbers for e in evidence], {"score": sage_score(evidence)}
+    defined = (~score_parts(evidence).isnan()).any(0)
+    for i, name in enumerate(PARTS):
+        if defined[i]: measures[name] = interval(numbers, lambda m, i=i: score_parts(evidence, m)[..., i].nanmean(-1))
+    return measures
+
+
 def interval_coverage(
     evidence: Sequence[Evidence],  # of one SAE: the population of prompts
     n: int = 128,  # prompts in a sample
     repeats: int = 300,
     seed: int = 0,
-) -> pd.DataFrame:  # index score and parts; columns value, coverage, lo, hi (Wilson interval of the coverage), below, above (share of intervals that lie below, above)
-    "How often the 95 % interval of a sample holds the population's value."
-    generator, size = torch.Generator().manual_seed(seed), len(evidence[0].test_1)
-    truth = _measures(evidence, torch.arange(size))
-    found = [_measures(evidence, torch.randint(size, (n,), generator=generator)) for _ in range(repeats)]
-    rows = {}
-    for name, value in ((name, e.value) for name, e in truth.items()):
-        below, above = (sum(side) / repeats for side in zip(*((f[name].hi < value, f[name].lo > value) for f in found)))
-        lo, hi = binomtest(round((1 - below - above) * repeats), repeats).proportion_ci(method="wilson")
-        rows[name] = {"value": value, "coverage": 1 - below - above, "lo": lo, "hi": hi, "below": below, "above": above}
-    return pd.DataFrame(rows).T
-
-
-def _measures(evidence, rows):
-    "Score and parts on some prompts."
-    some = [replace(e, **{kind: x[rows] for kind in ("test_1", "control", "coverage") if (x := getattr(e, kind)) is not None}) for e in evidence]
-    defined = (~score_parts(some).isnan()).any(0).tolist()
-    columns = torch.cat([e.columns for e in some], 1)
-    parts = {name: interval(columns, lambda m, i=i: score_parts(some, m)[..., i].nanmean(-1)) for i, name in enumerate(PARTS) if defined[i]}
-    return {"score": sage_score(some)} | parts
+) -> pd.DataFrame:  # index score and parts; columns value, coverage, lo, hi (its Wilson interval), below and above (shares)
+    "How often the 95 % interval of a sample holds the population's value, or lies below or above it."
+    generator, size = torch.Generator().manual_seed(seed), n_prompts([e.numbers for e in evidence])
+    samples = []
+    for _ in range(repeats):
+        rows = torch.randint(size, (n,), generator=generator)
+        samples.append(_measures([e.at(rows) for e in evidence]))
+    table = {}
+    for name, truth in _measures(evidence).items():
+        below = sum(sample[name].hi < truth.value for sample in samples)
+        above = sum(sample[name].lo > truth.value for sample in samples)
+        lo, hi = binomtest(repeats - below - above, repeats).proportion_ci(method="wilson")
+        table[name] = {"value": truth.value, "coverage": 1 - (below + above) / repeats, "lo": lo, "hi": hi,
+                       "below": below / repeats, "above": above / repeats}
+    return pd.DataFrame(table).T
