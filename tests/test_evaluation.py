@@ -206,8 +206,7 @@ def test_each_set_is_encoded_once_per_section_and_set_of_prompts(evaluated, part
 
 def test_no_forward_pass_is_repeated(model, part, values, truth, trained):
     "One section of v, PCA and one SAE set, one move: rows of all prompts through the model, counted by hand."
-    report = evaluate(
-        model, part, values, truth, trained, ks=(1,), twins=False, order_by_f1=False, batch_size=256, progress=False)
+    report = evaluate(model, part, values, truth, trained, ks=(1,), twins=False, order_by_f1=False, progress=False)
     section, = values
     moves = report.table[report.table.metric == "moves"]
     assert (moves.value == 1).all(), "every prompt that can be edited is moved at every node, so all of them are run"
@@ -220,9 +219,7 @@ def test_no_forward_pass_is_repeated(model, part, values, truth, trained):
         "streams of the SAEs and of PCA: held out, counterfactual, training": 2 * test + train,
         "put in and left out: SAEs, PCA": 2 * 2 * test, "one move: SAEs, PCA, identity": 3 * edited,
         "nodes, training, for the names of skyline and identity": train}
-    print(rows, sum(rows.values()) / len(part), report.settings["forward passes of the task's prompts"])
-    expected = round(sum(rows.values()) / len(part), 2)
-    assert report.settings["forward passes of the task's prompts"] == expected
+    assert report.settings["forward passes of the task's prompts"] == round(sum(rows.values()) / len(part), 2)
 
 
 # What must rank above what
