@@ -103,8 +103,9 @@ def _neox_cfg(c):
     d_head = c.hidden_size // c.num_attention_heads
     return dict(
         n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings,
-        n_heads=c.num_attention_heads, d_head=d_head, d_mlp=c.intermediate_size, act_fn=c.hidden_act, eps=c.layer_norm_eps, normalization_type="LN",
-        parallel_attn_mlp=True, positional_embedding_type="rotary", rotary_adjacent_pairs=False,
+        n_heads=c.num_attention_heads, d_head=d_head, d_mlp=c.intermediate_size, act_fn=c.hidden_act,
+        eps=c.layer_norm_eps, normalization_type="LN", parallel_attn_mlp=True,
+        positional_embedding_type="rotary", rotary_adjacent_pairs=False,
         rotary_dim=round(c.rope_parameters["partial_rotary_factor"] * d_head))
 
 
@@ -112,8 +113,9 @@ def _gemma_cfg(c): return dict(
     n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings, n_heads=c.num_attention_heads,
     n_key_value_heads=c.num_key_value_heads, d_head=c.head_dim, d_mlp=c.intermediate_size, act_fn=c.hidden_activation,
     eps=c.rms_norm_eps, normalization_type="RMS", final_rms=True, gated_mlp=True,
-    use_normalization_before_and_after=True, positional_embedding_type="rotary", rotary_base=c.rope_parameters["rope_theta"],
-    attn_scores_soft_cap=c.attn_logit_softcapping, output_logits_soft_cap=c.final_logit_softcapping,
+    use_normalization_before_and_after=True, positional_embedding_type="rotary",
+    rotary_base=c.rope_parameters["rope_theta"], attn_scores_soft_cap=c.attn_logit_softcapping,
+    output_logits_soft_cap=c.final_logit_softcapping,
     use_local_attn=True, window_size=c.sliding_window, attn_types=["local", "global"] * (c.num_hidden_layers // 2))
 
 

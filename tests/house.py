@@ -155,12 +155,16 @@ def definitions(source):
 
 
 def public_names(source):
-    "Public functions, classes and constants of a module."
-    names = set(definitions(source))
+    "Public functions, classes and constants of a module; what is patched into a class is a method of it."
+    names = set()
     for statement in ast.parse(source).body:
+        if isinstance(statement, DEFINITIONS) and not _is_patch(statement): names.add(statement.name)
         if isinstance(statement, ast.Assign): names |= _stored(statement.targets)
         if isinstance(statement, ast.AnnAssign): names |= _stored([statement.target])
     return {name for name in names if not name.startswith("_")}
+
+
+def _is_patch(definition): return any(ast.unparse(d).split("(")[0] == "patch" for d in definition.decorator_list)
 
 
 def _stored(targets):

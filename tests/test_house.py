@@ -65,7 +65,9 @@ def test_an_assertion_is_told_from_its_name(source, asserts):
 
 def test_public_names_are_functions_classes_and_constants_of_the_top_level():
     source = "import a\nA, B = 1, 2\nC: int = 3\n_D = 4\nE = [f for f in A]\nA.x = B\ndef g(): h = 1\nclass I: j = 2"
+    patched = "@patch\ndef k(self: I): pass\n@patch(as_prop=True)\ndef l(self: I): pass\n@cache\ndef m(): pass"
     assert house.public_names(source) == {"A", "B", "C", "E", "g", "I"}
+    assert house.public_names(f"{source}\n{patched}") == {"A", "B", "C", "E", "g", "I", "m"}
 
 
 @pytest.mark.parametrize("source,rooms", [

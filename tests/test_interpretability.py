@@ -1,4 +1,4 @@
-"""Interpretations against plain loops over sets and scikit-learn, cases where every latent is known, and what must be refused."""
+"""Interpretations against plain loops over sets and scikit-learn, known latents, and what must be refused."""
 from itertools import combinations
 
 import numpy as np
@@ -72,13 +72,17 @@ def plain_interpretation(active, rows, most=10):
 def worlds(draw, n_latents=6):
     "Attributes of some prompts, the prompts each latent is active in, and which prompts are scored on."
     n = draw(st.integers(8, 30))
-    columns = {a: draw(st.lists(st.sampled_from(values), min_size=n, max_size=n)) for a, values in (("A", "pqrst"), ("B", "xy"), ("C", "uvw"))}
-    on = np.array(draw(st.lists(st.lists(st.booleans(), min_size=n_latents, max_size=n_latents), min_size=n, max_size=n)))
+    values = {"A": "pqrst", "B": "xy", "C": "uvw"}
+    columns = {a: draw(st.lists(st.sampled_from(v), min_size=n, max_size=n)) for a, v in values.items()}
+    row = st.lists(st.booleans(), min_size=n_latents, max_size=n_latents)
+    on = np.array(draw(st.lists(row, min_size=n, max_size=n)))
     scoring = np.array(draw(st.permutations([True] * (n // 2) + [False] * (n - n // 2))))
     return pd.DataFrame(columns), on, scoring
 
 
-def active_of(on) -> Activity: return Activity.of_codes(Codes(torch.arange(on.shape[1]).expand(on.shape), torch.from_numpy(on).float()), HERE)
+def active_of(on) -> Activity:
+    indices = torch.arange(on.shape[1]).expand(on.shape)
+    return Activity.of_codes(Codes(indices, torch.from_numpy(on).float()), HERE)
 
 
 def rows_of(attributes, keep): return {i: attributes.loc[i].to_dict() for i in attributes.index if keep[i]}
@@ -91,11 +95,13 @@ def test_interpretations_equal_a_plain_loop_and_scikit_learn(world, most):
     found = interpret(active_of(on), attributes, scoring, most=most)
     assert found.activity.index.tolist() == np.flatnonzero(on.any(0)).tolist()
     for i, latent in enumerate(found.activity.index):
-        text, best = plain_interpretation({j for j in np.flatnonzero(on[:, latent]) if not scoring[j]}, rows_of(attributes, ~scoring), most)
+        past = set(np.flatnonzero(on[:, latent] & ~scoring))
+        text, best = plain_interpretation(past, rows_of(attributes, ~scoring), most)
         assert (found.predicates[i] and str(found.predicates[i])) == text
         assert found.f1_found[i] == best
         holds = found.predicates[i].holds(attributes)[scoring] if text else np.zeros(scoring.sum(), dtype=bool)
-        assert found.f1_scored[i].item() == pytest.approx(f1_score(holds, on[scoring, latent], zero_division=0), abs=1e-12)
+        expected = f1_score(holds, on[scoring, latent], zero_division=0)
+        assert found.f1_scored[i].item() == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=20)
@@ -104,33 +110,41 @@ def test_coverage_ranking_and_splitting_equal_plain_loops(world):
     attributes, on, scoring = world
     found = interpret(active_of(on), attributes, scoring)
     past, now = plain_values(rows_of(attributes, ~scoring)), plain_values(rows_of(attributes, scoring))
-    sets = [({int(i) for i in np.flatnonzero(on[:, latent] & keep)}) for keep in (~scoring, scoring) for latent in range(on.shape[1])]
-    before, after = sets[: on.shape[1]], sets[on.shape[1] :]
+    before, after = ([set(np.flatnonzero(column & keep)) for column in on.T] for keep in (~scoring, scoring))
     for a in attributes:
-        covered, occurring = 0, 0
+        covered, occurring, table = 0, 0, oversplitting(found, a, precision=0.7, min_active=2)
         for v in sorted(set(attributes[a])):
-            scores = {latent: plain_f1(active, past.get((a, v), set())) for latent, active in enumerate(before)}
-            order = sorted((latent for latent in scores if scores[latent] > 0), key=lambda latent: (-scores[latent], latent))
+            had, has = past.get((a, v), set()), now.get((a, v), set())
+            scores = {latent: plain_f1(active, had) for latent, active in enumerate(before)}
+            order = sorted((i for i in scores if scores[i] > 0), key=lambda i: (-scores[i], i))
             assert found.latents_for(a)[v] == order
-            if (a, v) in now: occurring, covered = occurring + 1, covered + bool(order and plain_f1(after[order[0]], now[a, v]) >= 0.5)
-            specific = [latent for latent, active in enumerate(before) if len(active) >= 2 and len(active & past.get((a, v), set())) >= 0.7 * len(active) - 1e-9]
-            counted = [latent for latent in specific if after[latent] and len(after[latent] & now.get((a, v), set())) / len(after[latent]) >= 0.7 - 1e-9]
-            shown = oversplitting(found, a, precision=0.7, min_active=2).loc[v]
-            assert shown.latents == len(counted)
-            assert shown.joint == pytest.approx(plain_f1(set().union(*(after[latent] for latent in specific)), now.get((a, v), set())), abs=1e-6)
-            assert shown.best == pytest.approx(plain_f1(after[order[0]], now.get((a, v), set())) if order else 0, abs=1e-6)
+            best = plain_f1(after[order[0]], has) if order else 0
+            if has:
+                occurring += 1
+                covered += best >= 0.5
+            specific = [latent for latent, active in enumerate(before)
+                        if len(active) >= 2 and len(active & had) >= 0.7 * len(active) - 1e-9]
+            counted = [latent for latent in specific
+                       if after[latent] and len(after[latent] & has) / len(after[latent]) >= 0.7 - 1e-9]
+            assert table.latents[v] == len(counted)
+            assert table.joint[v] == pytest.approx(plain_f1(set().union(*(after[i] for i in specific)), has), abs=1e-6)
+            assert table.best[v] == pytest.approx(best, abs=1e-6)
         assert found.coverage(0.5, a).value == pytest.approx(covered / occurring)
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=4, max_size=4), st.integers(1, 5)), min_size=1, max_size=5),
-       st.lists(st.integers(1, 9), min_size=4, max_size=4), st.integers(1, 5))
+def four(least): return st.lists(st.integers(least, 9), min_size=4, max_size=4)
+
+
+@given(st.lists(st.tuples(four(0), st.integers(1, 5)), min_size=1, max_size=5), four(1), st.integers(1, 5))
 def test_greedy_unions_equal_a_plain_loop(latents, sizes, most):
     hits = np.array([[min(h, n) for h, n in zip(row, sizes)] for row, _ in latents])
     active = np.array([row.sum() + rest for row, (_, rest) in zip(hits, latents)])
     chosen, best = greedy_unions(hits, active, np.array(sizes), most)
     for i, (row, a) in enumerate(zip(hits.tolist(), active.tolist())):
         values, start = {}, 1000
-        for v, n in enumerate(sizes): values[str(v)], start = set(range(start, start + n)), start + n
+        for v, n in enumerate(sizes):
+            values[str(v)] = set(range(start, start + n))
+            start += n
         active_in = set(range(a - sum(row))).union(*(sorted(values[str(v)])[:h] for v, h in enumerate(row)))
         expected, score = plain_union(active_in, values, most)
         assert (sorted(expected), score) == ([str(v) for v in np.flatnonzero(chosen[i])], best[i])
@@ -140,8 +154,8 @@ def test_greedy_unions_equal_a_plain_loop(latents, sizes, most):
 def crowd():
     "Forty latents of all sorts on 300 prompts of three attributes."
     rng = np.random.default_rng(0)
-    attributes = pd.DataFrame({"A": rng.choice(list("abcdefgh"), 300), "B": rng.choice(["x", "y"], 300), "C": rng.choice(list("pqr"), 300)})
-    aim = [p.holds(attributes) for p in predicates(attributes)[0][::1]][:40]
+    attributes = pd.DataFrame({a: rng.choice(list(v), 300) for a, v in (("A", "abcdefgh"), ("B", "xy"), ("C", "pqr"))})
+    aim = [p.holds(attributes) for p in predicates(attributes)[0][:40]]
     return interpret(active_of(np.stack(aim, 1) ^ (rng.random((300, 40)) < np.linspace(0, 0.4, 40))), attributes)
 
 
@@ -151,7 +165,8 @@ def test_numbers_have_the_intervals_of_a_bootstrap_over_scoring_prompts(crowd):
         assert tuple(row[["f1", "lo", "hi"]]) == pytest.approx(interval(crowd.hits(slice(i, i + 1)), f1)[:3], abs=1e-9)
     for kind, found in crowd.counts(0.6).items():
         mine = torch.tensor([p.kind == kind for p in crowd.predicates])
-        expected = interval(Hits(*(x[:, mine] for x in crowd.hits())), lambda means: (f1(means) >= 0.6 - 1e-9).sum(-1).double())
+        some = Hits(*(x[:, mine] for x in crowd.hits()))
+        expected = interval(some, lambda means: (f1(means) >= 0.6 - 1e-9).sum(-1).double())
         assert found == pytest.approx(expected)
     assert crowd.table.f1.is_monotonic_decreasing and len(crowd.table) == 40
     assert crowd.coverage_table().loc["B", "always"] == 1 and crowd.coverage_table().loc["A", "always"] == 0
@@ -178,11 +193,13 @@ def test_a_dictionary_as_sae_is_its_own_interpretation_and_chance_is_not(seed):
     sae = supervised_as_sae(d, HERE)
     codes = sae.encode(d.reconstruct(attributes))
     found = interpret(Activity.of_codes(codes, HERE), attributes, seed=seed)
-    assert [str(p) for p in found.predicates] == [f"{a} = {v}" for a in values for v in sorted(values[a], key=values[a].index)]
+    assert [str(p) for p in found.predicates] == [f"{a} = {value}" for a, v in values.items() for value in v]
     assert (found.f1_scored == 1).all() and found.coverage(1.0).value == 1
     assert found.counts(1.0)["value"].value == 26
-    lot = interpret(Activity.of_codes(codes._replace(indices=torch.randint(26, codes.indices.shape, generator=g)), HERE), attributes, seed=seed)
-    assert lot.f1_scored.max() < 0.8 and lot.coverage(attribute="IO").value == 0 and lot.coverage(attribute="S").value == 0
+    drawn = codes._replace(indices=torch.randint(26, codes.indices.shape, generator=g))
+    chance = interpret(Activity.of_codes(drawn, HERE), attributes, seed=seed)
+    assert chance.f1_scored.max() < 0.8
+    assert chance.coverage(attribute="IO").value == 0 and chance.coverage(attribute="S").value == 0
 
 
 def test_the_planted_attribute_is_covered_through_the_model():
@@ -211,6 +228,19 @@ def test_activity_at_z_is_that_of_any_token_before(model, task, sae_sets):
         assert found.index[found.on[[i]].toarray()[0] > 0].tolist() == expected
 
 
+def test_activity_does_not_depend_on_batches_or_the_order_of_nodes(model, task, sae_sets):
+    nodes, saes, some = [Node.parse(n) for n in ("L3H2.v@IO", "L2H1.z@END")], sae_sets["tiny-gpt2-res-topk"], task[:20]
+    found, builder = activity(model, some.prompts, nodes, saes), ActivityBuilder()
+    for node in nodes[::-1]:
+        for rows in reversed([*some.prompts.slices(7)]):
+            builder.add(rows, decompose(model, some.prompts[rows], [node], saes)[node].by_latent())
+    again = builder.build(20)
+    assert again.places == found.places[::-1]
+    order = [found.names.index(name) for name in again.names]
+    assert (again.on != found.on[:, order]).nnz == 0
+    with pytest.raises(ValueError, match="no nodes"): ActivityBuilder().build(20)
+
+
 @pytest.mark.parametrize("text", ["L2H1.z@END", "L3H2.v@IO"])
 def test_min_share_keeps_latents_that_make_up_so_much(model, task, sae_sets, text):
     node, saes, some = Node.parse(text), sae_sets["tiny-gpt2-res-topk"], task[:12]
@@ -218,15 +248,18 @@ def test_min_share_keeps_latents_that_make_up_so_much(model, task, sae_sets, tex
     parts = decompose(model, some.prompts, [node], saes)[node]
     for i in range(len(some)):
         terms = {}
-        for latent, term in zip(parts.indices[i].tolist(), parts.latents[i]): terms[latent] = terms.get(latent, 0) + term.double()
+        for latent, term in zip(parts.indices[i].tolist(), parts.latents[i]):
+            terms[latent] = terms.get(latent, 0) + term.double()
         whole = sum(terms.values())
         shares = {latent: (term @ whole / (whole @ whole)).item() for latent, term in terms.items()}
         assert sum(shares.values()) == pytest.approx(1)
-        assert set(found.index[found.on[[i]].toarray()[0] > 0]) == {latent for latent, share in shares.items() if share >= 0.1}
+        large = {latent for latent, share in shares.items() if share >= 0.1}
+        assert set(found.index[found.on[[i]].toarray()[0] > 0]) == large
 
 
 def test_sections_across_layers_name_latents_by_place(model, task, sae_sets):
-    nodes, saes = [Node.parse(n) for n in ("L3H2.v@IO", "L3H0.v@IO", "L1H0.v@IO")], sae_sets["tiny-gpt2-res-topk"]
+    nodes = [Node.parse(n) for n in ("L3H2.v@IO", "L3H0.v@IO", "L1H0.v@IO")]
+    saes = sae_sets["tiny-gpt2-res-topk"]
     found = activity(model, task.prompts, nodes, saes)
     alone = [activity(model, task.prompts, [n], saes) for n in nodes]
     assert found.places == (alone[0].places[0], alone[2].places[0]) and alone[0].places == alone[1].places
@@ -235,7 +268,8 @@ def test_sections_across_layers_name_latents_by_place(model, task, sae_sets):
         assert (found.on[:, found.place == p] != one.on).nnz == 0
     result = interpret(found, task.attributes, task.held_out)
     with pytest.raises(ValueError, match="name one of"): result.latents_for("IO")
-    assert result.latents_for("IO", found.places[1]) == interpret(alone[2], task.attributes, task.held_out).latents_for("IO")
+    one = interpret(alone[2], task.attributes, task.held_out)
+    assert result.latents_for("IO", found.places[1]) == one.latents_for("IO")
 
 
 @pytest.mark.parametrize("rest", ["mean", "zero"])
@@ -250,12 +284,13 @@ def test_kept_latents_equal_a_plain_sum(model, task, sections, truth, sae_sets, 
         parts = decompose(model, bench.task.prompts, [node], saes)[node]
         rows = []
         for i in range(len(bench.task)):
-            dropped = [parts.latents[i, j] for j, latent in enumerate(parts.indices[i].tolist()) if good.get(f"{parts.saes[0]} #{latent}", 0) < 0.5]
-            rows.append(sum(dropped) if dropped else torch.zeros_like(parts.bias[i]))
+            scores = [good.get(f"{parts.saes[0]} #{latent}", 0) for latent in parts.indices[i].tolist()]
+            rows.append(parts.latents[i, torch.tensor(scores) < 0.5].sum(0))
         d = torch.stack(rows)
         expected[node] = parts.reconstruction - d + (d.mean(0) if rest == "mean" else 0)
     assert_close(kept[0.5], faithfulness(bench, expected), rtol=1e-3, atol=1e-3)
-    assert_close(kept[0.0], faithfulness(bench, reconstruct(model, bench.task.prompts, section.nodes, saes)), rtol=1e-3, atol=1e-3)
+    whole = reconstruct(model, bench.task.prompts, section.nodes, saes)
+    assert_close(kept[0.0], faithfulness(bench, whole), rtol=1e-3, atol=1e-3)
     assert not torch.equal(kept[0.0].reconstructed, kept[0.9].reconstructed)
 
 
@@ -266,9 +301,9 @@ def test_runs_are_reused_where_nothing_is_dropped_in_between(model, task, sectio
     gap = next(s for s in sorted(set(found.f1_scored.tolist())) if s > 0.3)
     kept = keep_interpretable(bench, saes, found, [gap + 1e-6, gap + 2e-6, 1.5, 2.0])
     assert kept[gap + 1e-6] is kept[gap + 2e-6] and kept[1.5] is kept[2.0] and kept[gap + 2e-6] is not kept[1.5]
-    other = next(s for s in sections if s.site == "q")
-    with pytest.raises(ValueError, match="were not interpreted"):
-        keep_interpretable(set_up(model, task, other, truth).at(slice(0, 8)), saes, interpret(activity(model, task.prompts, [Node.parse("L0H0.v@IO")], saes), task.attributes))
+    other = set_up(model, task, next(s for s in sections if s.site == "q"), truth).at(slice(0, 8))
+    elsewhere = interpret(activity(model, task.prompts, [Node.parse("L0H0.v@IO")], saes), task.attributes)
+    with pytest.raises(ValueError, match="were not interpreted"): keep_interpretable(other, saes, elsewhere)
 
 
 # Faults and edges
@@ -286,7 +321,8 @@ def test_an_sae_without_active_latents_covers_nothing():
     found = interpret(active_of(np.zeros((20, 5), dtype=bool)), attributes)
     assert len(found.activity) == 0 and len(found.table) == 0
     assert found.coverage().value == 0 and all(e.value == 0 for e in found.counts().values())
-    assert found.latents_for("A") == {"x": [], "y": []} and oversplitting(found, "A").latents.tolist() == [0, 0]
+    assert found.latents_for("A") == {"x": [], "y": []}
+    assert oversplitting(found, "A").latents.tolist() == [0, 0]
 
 
 def test_a_value_that_is_not_scored_is_left_out_of_coverage():
@@ -301,7 +337,7 @@ def test_a_value_that_is_not_scored_is_left_out_of_coverage():
 
 @pytest.mark.parametrize("how, what", [
     (dict(attributes=pd.DataFrame({"A": ["x"] * 9})), "activity is of 10 prompts, attributes of 9"),
-    (dict(attributes=pd.DataFrame({"A": ["x"] * 10}), scoring=np.ones(10, dtype=bool)), "of 10 prompts 10 are to score on"),
+    (dict(attributes=pd.DataFrame({"A": ["x"] * 10}), scoring=np.ones(10)), "of 10 prompts 10 are to score on"),
 ])
 def test_wrong_inputs_are_refused(how, what):
     with pytest.raises(ValueError, match=what): interpret(active_of(np.eye(10, dtype=bool)), **how)

@@ -7,6 +7,7 @@ __all__ = ['LEVELS', 'Estimate', 'resample_counts', 'each', 'n_prompts', 'means'
            'interval']
 
 # %% ../../nbs/1_core/11_intervals.ipynb #43aced3f
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -52,7 +53,7 @@ def each(function, evidence):
 
 
 def n_prompts(evidence) -> int:
-    "The number of prompts that evidence is of; an error if that is not the same everywhere, too few, or a number is not finite."
+    "The number of prompts that evidence is of; an error if they differ, are too few, or a number is not finite."
     lengths = []
 
     def look(x):
@@ -76,7 +77,7 @@ def resampled_means(evidence, n_resamples: int = 2000, seed: int = 0):
     counts = resample_counts(n, n_resamples, seed)
 
     def resample(x):
-        flat = x.detach().cpu().double().reshape(n, -1)
+        flat = x.detach().cpu().double().reshape(n, math.prod(x.shape[1:]))
         return (counts @ flat / n).reshape(n_resamples, *x.shape[1:])
     return each(resample, evidence)
 
@@ -97,7 +98,7 @@ def estimates(
 
 def intervals(
     evidence,  # a tensor, a NamedTuple of tensors, or a list of those; the prompt axis first
-    scores: dict[str, Callable],  # each a function of the means, which have resamples in front or nothing; gives one or more numbers
+    scores: dict[str, Callable],  # each of the means (with resamples in front, or nothing): one or more numbers
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, list[Estimate]]:

@@ -42,8 +42,8 @@ def evaluate_command(
     saes: str = "tiny-gpt2-res-topk",  # embedded set, folder or sae_lens release; several with commas
     n: int = 1024,  # prompts
     seed: int = 0,  # of the prompts
-    products: bool = False,  # let products of two attributes into the ground truth where cross-validation says they help
-    out: str = "results",  # folder: report.html, report.json, evidence.safetensors, table.csv, and saebench/ in its layout
+    products: bool = False,  # let products of attributes into the ground truth where cross-validation says they help
+    out: str = "results",  # folder for report.html, .json, table.csv, evidence.safetensors, and SAEBench's layout
 ):
     "Score SAEs on a task and write a report."
     loaded, made, sections = _discover(model, task, n, seed)

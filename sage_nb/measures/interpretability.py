@@ -263,7 +263,8 @@ def _about(some: Interpretations) -> pd.DataFrame:
     parts = [pd.DataFrame(columns=["f1", "lo", "hi", "active", "always"], dtype=float)]
     for _, totals, resampled in _in_blocks(some):
         part = pd.DataFrame(estimates(f1(totals), resampled, n)).rename(columns={"value": "f1"}).drop(columns="n")
-        parts.append(part.assign(active=totals.on / n, always=2 * totals.holds / (n + totals.holds)))
+        always = 2 * totals.holds / (n + totals.holds)
+        parts.append(part.assign(active=(totals.on / n).numpy(), always=always.numpy()))
     return pd.concat([names, pd.concat(parts, ignore_index=True)], axis=1)
 
 # %% ../../nbs/6_measures/64_interpretability.ipynb #6009dbf1

@@ -10,7 +10,7 @@ __all__ = ['FLOOR', 'IDENTITY', 'Settings', 'baselines', 'reconstruction_of', 'a
 # %% ../../nbs/7_report/73_evaluation.ipynb #354d8b88
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import NamedTuple
@@ -28,8 +28,8 @@ from ..discovery.sections import CrossSection, CrossSections
 from ..measures.activity import Activity, ActivityBuilder
 from ..measures.certificate import Criteria, certify, fitted
 from ..measures.control import (
-    KS, SKYLINE, Control, ControlEvidence, EditOutcomes, Latents, Order, check_ks, find_edits, gather_control, read_latents,
-    run_edits, summarise_control)
+    KS, SKYLINE, Control, ControlEvidence, EditOutcomes, Latents, Order, check_ks, find_edits, gather_control,
+    read_latents, run_edits, summarise_control)
 from ..measures.faithfulness import TEST_1, Runs, faithfulness, summarise
 from ..measures.interpretability import Hits, Interpretations, interpret
 from ..measures.score import PARTS, Evidence, sage_score, score_parts
@@ -104,10 +104,10 @@ def reconstruction_of(
     settings: Settings,
 ) -> dict[Node, Float[Tensor, "prompt d"]]:
     "The reconstruction of the section's nodes; read off the latents where scale and pattern are those of the true run."
-    if settings.projection == ProjectionSettings(route=settings.projection.route):
-        return {node: torch.cat([batch.source[node].reconstruction for batch in latents]) for node in bench.section.nodes}
-    prompts, nodes = bench.task.prompts, bench.section.nodes
-    return reconstruct(bench.model, prompts, nodes, saes, settings.projection, settings.batch_size)
+    nodes, projection = bench.section.nodes, settings.projection
+    if projection != ProjectionSettings(route=projection.route):
+        return reconstruct(bench.model, bench.task.prompts, nodes, saes, projection, settings.batch_size)
+    return {node: torch.cat([batch.source[node].reconstruction for batch in latents]) for node in nodes}
 
 
 def activity_of(
@@ -203,12 +203,13 @@ class SectionTrial:
 
     def evidence(self, name: str) -> Evidence:
         "The evidence on one method."
-        edits = self._edits(name) if self.control else None
-        measure = self.control.bounds.measure if self.control else None
-        return Evidence(self.section.name, self.runs[name], edits, self._coverage(name), measure, self.control.ks if self.control else KS)
+        numbers, control = (self.runs[name], self._edits(name), self._coverage(name)), self.control
+        if control is None: return Evidence(self.section.name, *numbers)
+        return Evidence(self.section.name, *numbers, control.bounds.measure, control.ks)
 
-    def _edits(self, name: str) -> ControlEvidence:
+    def _edits(self, name: str) -> ControlEvidence | None:
         "Of all held-out prompts: zeros for those that were not edited."
+        if self.control is None: return None
         rows = self.edited.nonzero()[:, 0]
         control = replace(self.control, methods=self.control.methods | _edges(self.control))
         def scatter(x): return x.new_zeros(len(self.edited), *x.shape[1:]).index_copy(0, rows, x)
@@ -226,7 +227,15 @@ class SectionTrial:
 def _edges(control: Control) -> dict[str, EditOutcomes]:
     "The floor and the skyline of test 2 as methods like others."
     shape = len(control.clean.token), len(control.ks)
-    return {name: EditOutcomes(*(x.expand(shape) for x in edge)) for name, edge in ((FLOOR, control.floor), (SKYLINE, control.skyline))}
+    def expanded(edge): return EditOutcomes(*(x.expand(shape) for x in edge))
+    return {FLOOR: expanded(control.floor), SKYLINE: expanded(control.skyline)}
+
+# %% ../../nbs/7_report/73_evaluation.ipynb #918161c0
+def _as_saes(bench: Workbench) -> list[tuple[SAESet, set[int]]]:
+    "The ground truth and the identity as SAEs, and the tests that they take as such."
+    skyline = {node: supervised_as_sae(bench.truth[node], node) for node in bench.acts}
+    identity = {node: identity_sae(x.shape[-1], node) for node, x in bench.acts.items()}
+    return [(SAESet(SKYLINE, skyline), {3}), (SAESet(IDENTITY, identity), {2, 3})]
 
 
 def try_section(
@@ -240,18 +249,14 @@ def try_section(
     skyline = faithfulness(bench, fitted(bench))
     certificate = certify(bench, skyline)
     can_edit = 2 in settings.tests and len(bench.editing.task) >= 2
-    tests = {1} | set(settings.tests) - ({2} if not can_edit else set())
-    as_saes = {
-        SKYLINE: SAESet(SKYLINE, {node: supervised_as_sae(bench.truth[node], node) for node in bench.acts}),
-        IDENTITY: SAESet(IDENTITY, {node: identity_sae(x.shape[-1], node) for node, x in bench.acts.items()})}
+    tests = {1, *settings.tests} if can_edit else {1, *settings.tests} - {2}
     trials = {saes.name: try_saes(bench, task, saes, settings, tests, saes.name in in_order) for saes in sets}
-    for name, theirs in ((SKYLINE, {3}), (IDENTITY, {2, 3})):
-        trials[name] = try_saes(bench, task, as_saes[name], settings, theirs & tests)
+    for saes, theirs in _as_saes(bench): trials[saes.name] = try_saes(bench, task, saes, settings, theirs & tests)
     clean, ablated = bench.clean, bench.ablated
     runs = {FLOOR: Runs(clean, ablated, ablated, clean), **{s.name: trials[s.name].runs for s in sets},
             SKYLINE: skyline, IDENTITY: Runs(clean, ablated, clean, ablated)}
-    control = None
-    if can_edit: control = gather_control(bench.editing, {n: t.edits for n, t in trials.items() if t.edits}, settings.ks)
+    edits = {name: trial.edits for name, trial in trials.items() if trial.edits}
+    control = gather_control(bench.editing, edits, settings.ks) if can_edit else None
     verdict = "; ".join(settings.criteria.failures(certificate))
     return SectionTrial(bench.section, verdict, certificate, runs, trials, control, editable(bench))
 
@@ -265,7 +270,7 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 def task_hash(task: Task) -> str:
     "The first 16 hex digits of the SHA-256 of all tokens, answers, distractors, counterfactuals and the split."
     tensors = [task.prompts.tokens, task.answers, task.distractors, task.held_out]
-    for counterfactual in task.counterfactuals.values(): tensors += [counterfactual.prompts.tokens, counterfactual.distractors]
+    for changed in task.counterfactuals.values(): tensors += [changed.prompts.tokens, changed.distractors]
     return _digest(tensors)
 
 
@@ -276,9 +281,11 @@ def saes_hash(saes: SAESet) -> str:
     return _digest(tensors)
 
 # %% ../../nbs/7_report/73_evaluation.ipynb #a9db1943
-def _rows(section: CrossSection, sae: str, test: int, estimates: dict[str, Estimate], k: int | None = None) -> list[dict]:
-    where = {"attribute": section.attribute, "section": section.name, "site": section.site, "position": section.position}
-    return [{"sae": sae, **where, "test": test, "metric": metric, "k": k, **e._asdict()} for metric, e in estimates.items()]
+def _rows(section: CrossSection, sae: str, test: int, numbers: dict[str, Estimate], k: int | None = None) -> list[dict]:
+    "One row per estimate."
+    row = {"sae": sae, "attribute": section.attribute, "section": section.name, "site": section.site,
+           "position": section.position, "test": test, "k": k}
+    return [row | {"metric": metric, **e._asdict()} for metric, e in numbers.items()]
 
 
 def _edit_rows(trial: SectionTrial) -> list[dict]:
@@ -298,7 +305,8 @@ def _name_rows(trial: SectionTrial, name: str) -> list[dict]:
     if trial.trials[name].in_order is None: return rows
     ordered = replace(trial.control, methods={name: trial.trials[name].in_order}).estimates(name)
     for metric in ("edit success", "edit effect"):
-        for k, e in zip(trial.control.ks, ordered[metric]): rows += _rows(section, name, 3, {f"{metric}, in order of F1": e}, k)
+        label = f"{metric}, in order of F1"
+        for k, e in zip(trial.control.ks, ordered[metric]): rows += _rows(section, name, 3, {label: e}, k)
     return rows
 
 
@@ -318,8 +326,8 @@ def scores_of(evidence: dict[str, list[Evidence]]) -> pd.DataFrame:
     "One row per method: score, interval, mean parts; parts that are nowhere defined are left out."
     rows = []
     for name, some in evidence.items():
-        score, parts = sage_score(some), score_parts(some).nanmean(0)
-        rows.append({"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **dict(zip(PARTS, parts.tolist()))})
+        score, parts = sage_score(some), dict(zip(PARTS, score_parts(some).nanmean(0).tolist()))
+        rows.append({"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **parts})
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
@@ -344,8 +352,8 @@ def clear_latents(
 def _about(saes: SAESet, figures: pd.DataFrame) -> dict:
     "What the report says of an SAE set."
     first, recovered = next(iter(saes)), figures["loss recovered"].mean()
-    return {"places": [str(node) for node in saes.saes], "d_sae": first.d_sae, "d_in": first.d_in, "architecture": first.name,
-            "hash": saes_hash(saes), "l0": float(figures["L0"].mean()),
+    return {"places": [str(node) for node in saes.saes], "d_sae": first.d_sae, "d_in": first.d_in,
+            "architecture": first.name, "hash": saes_hash(saes), "l0": float(figures["L0"].mean()),
             "loss recovered": None if pd.isna(recovered) else float(recovered)}
 
 
@@ -377,15 +385,17 @@ def _given(saes) -> list[SAESet]:
     return [load_saes(s) for s in (saes if several and not hasattr(saes[0], "encode") else [saes])]
 
 
-def _try_all(model, task: Task, sections: CrossSections, truth: Dictionaries, sets, settings: Settings, in_order, progress) -> list[SectionTrial]:
+def _benches(model, task: Task, sections, truth: Dictionaries, settings: Settings) -> Iterator[Workbench]:
+    "Every cross-section set up, one after the other; the clean run is made once."
     clean = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size)
-    trials = []
-    for section in tqdm(sections, desc="evaluate", disable=not progress):
-        bench = set_up(model, task, section, truth, settings.batch_size, clean)
-        trials.append(try_section(bench, task, sets, settings, in_order))
+    for section in sections: yield set_up(model, task, section, truth, settings.batch_size, clean)
+
+
+def _require_one(trials: Sequence[SectionTrial]) -> None:
+    "An error if no section counts."
     if all(trial.verdict for trial in trials):
-        raise ValueError("no cross-section counts: " + "; ".join(f"{t.section.name}: {t.verdict}" for t in trials))
-    return trials
+        reasons = [f"{trial.section.name}: {trial.verdict}" for trial in trials]
+        raise ValueError("no cross-section counts: " + "; ".join(reasons))
 
 # %% ../../nbs/7_report/73_evaluation.ipynb #35518d3a
 def _notes(sections: CrossSections, trials: list[SectionTrial], figures: dict[str, pd.DataFrame]) -> list[str]:
@@ -415,21 +425,29 @@ def evaluate(
     progress: bool = True,
 ) -> SageReport:
     "Score SAEs on a task's held-out prompts, beside floor, skyline, identity, PCA and random decoders."
-    settings = Settings(tuple(tests), ProjectionSettings(scale, pattern, route), tuple(ks), criteria, twins, order_by_f1, batch_size)
+    projection = ProjectionSettings(scale, pattern, route)
+    settings = Settings(tuple(tests), projection, tuple(ks), criteria, twins, order_by_f1, batch_size)
     if not len(sections): raise ValueError(f"there is no cross-section to evaluate on: {'; '.join(sections.missing())}")
     given, nodes = _given(saes), [node for s in sections for node in s.nodes]
     figures = {s.name: check_saes(model, task, s, nodes, route) for s in given}
     sets = [_needed(s, nodes, route) for s in given]
     l0 = {name: f["L0"].mean() for name, f in figures.items()}
     tried = [*baselines(model, task, sets, l0, twins), *sets]
+    in_order = list(figures) if order_by_f1 else []
     with remembered(), count_passes(model, len(task)) as passes:
-        trials = _try_all(model, task, sections, truth, tried, settings, list(figures) if order_by_f1 else [], progress)
+        benches = _benches(model, task, sections, truth, settings)
+        bar = tqdm(benches, "evaluate", len(sections), disable=not progress)
+        trials = [try_section(bench, task, tried, settings, in_order) for bench in bar]
+    _require_one(trials)
     counted = [t for t in trials if not t.verdict]
     evidence = {name: [t.evidence(name) for t in counted] for name in trials[0].runs}
-    verdicts = [t.verdict for t in trials]
-    counts = {"section": [s.name for s in sections], "counts": [not verdict for verdict in verdicts], "reason": verdicts}
     about = _provenance(model, task, settings) | {
-        "discovery": sections.settings, "dictionaries": truth.label, "saes": {s.name: _about(s, figures[s.name]) for s in sets},
+        "discovery": sections.settings, "dictionaries": truth.label,
+        "saes": {s.name: _about(s, figures[s.name]) for s in sets},
         "forward passes of the task's prompts": round(passes.forward, 2)}
-    return SageReport(table_of(trials), scores_of(evidence), sections.table().assign(**counts), clear_latents(counted, figures),
-                      about, _notes(sections, trials, figures), evidence, sections)
+    verdicts = {"section": [t.section.name for t in trials], "counts": [not t.verdict for t in trials],
+                "reason": [t.verdict for t in trials]}
+    return SageReport(
+        table=table_of(trials), scores=scores_of(evidence), sections=sections.table().assign(**verdicts),
+        latents=clear_latents(counted, figures), settings=about, notes=_notes(sections, trials, figures),
+        evidence=evidence, discovery=sections)

@@ -129,7 +129,7 @@ def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
     "The numbers of one piece of evidence by their names."
     def named(name, numbers):
         if numbers is None: return {}
-        if isinstance(numbers, Tensor): return {name: numbers.contiguous()}
+        if isinstance(numbers, Tensor): return {name: numbers.detach().cpu().clone()}  # sharing memory is refused
         tensors = {}
         for part in numbers._fields: tensors |= named(f"{name}.{part}", getattr(numbers, part))
         return tensors
@@ -186,7 +186,7 @@ def to_json(self: SageReport) -> str:
 
 @patch
 def save(self: SageReport, folder: str | Path) -> Path:
-    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html into `folder`; returns the page."
+    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html; returns the page."
     folder, tensors = Path(folder), {}
     for name, some in self.evidence.items():
         for i, e in enumerate(some):

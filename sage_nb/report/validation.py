@@ -109,7 +109,7 @@ def ladder(
 class Validation:
     "What the score made of SAEs of known quality."
     report: SageReport  # of all rungs
-    ranks: pd.DataFrame  # index ladder; columns score and parts: Spearman with quality; nan where a ladder leaves a part alone
+    ranks: pd.DataFrame  # index ladder; columns score and parts: Spearman with quality; nan where a part is left alone
     values: pd.DataFrame  # index ladder and rung; columns score and its parts
 
     def __str__(self): return f"Spearman of score and parts with quality\n{self.ranks.round(2).to_string(na_rep='–')}"
@@ -163,7 +163,7 @@ def interval_coverage(
     n: int = 128,  # prompts in a sample
     repeats: int = 300,
     seed: int = 0,
-) -> pd.DataFrame:  # index score and parts; columns value, coverage, lo, hi (its Wilson interval), below and above (shares)
+) -> pd.DataFrame:  # index score and parts; columns value, coverage, lo and hi (Wilson), below, above (shares)
     "How often the 95 % interval of a sample holds the population's value, or lies below or above it."
     generator, size = torch.Generator().manual_seed(seed), n_prompts([e.numbers for e in evidence])
     samples = []
