@@ -90,54 +90,70 @@ def indicators(attributes, values):
     return np.stack([(attributes[a] == v).to_numpy(float) for a in values for v in values[a]], 1)
 
 
+def plain_supervised(attributes, x, train):
+    "The training mean and a vector per value, by NumPy's least squares."
+    values = {a: sorted(attributes[a].iloc[train].unique()) for a in attributes}
+    C, mean = indicators(attributes, values), x[train].mean(0)
+    vectors = np.linalg.lstsq(C[train], (x[train] - mean).double().numpy(), rcond=None)[0]
+    return mean + torch.from_numpy(C @ vectors).float()
+
+
+def plain_v(block, head, x_hat, x):
+    "The value that a head of transformers' GPT-2 computes from x_hat, with the scale of x."
+    rows = slice(256 + 32 * head, 288 + 32 * head)
+    normed = block.ln_1.weight * (x_hat - x_hat.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() + block.ln_1.bias
+    return (normed @ block.attn.c_attn.weight[:, rows] + block.attn.c_attn.bias[rows]).detach()
+
+
+def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
+
+
+def by_pca(tokens, k):
+    p = PCA(k).fit(tokens.double().numpy())
+    return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
+
+
+def plain_metric(model, task, i, position, values):
+    "The metric of prompt i with a value at some nodes."
+    def hook(value, node):
+        def edit(x, hook): x[0, position, node.head] = value
+        return edit
+    hooks, end = [(node.hook, hook(value, node)) for node, value in values], task.prompts.index("END")[i]
+    logits = model.run_with_hooks(task.prompts.tokens[i : i + 1], fwd_hooks=hooks)[0, end]
+    return (logits[task.answers[i]] - logits[task.distractors[i]]).item()
+
+
 def plain_test_1(model, task, nodes, saes):
     """The runs of each method with edits at v nodes, from transformers' weights, NumPy, scikit-learn and one hooked run
     per prompt and intervention."""
     hf = GPT2LMHeadModel.from_pretrained(EMBEDDED / "tiny-gpt2", dtype=torch.float32)
-    prompts, layers, role = task.prompts, {n.layer for n in nodes}, nodes[0].position
+    prompts, layers = task.prompts, {n.layer for n in nodes}
     caches = [model.run_with_cache(tokens[None])[1] for tokens in prompts.tokens]
-    at, end = prompts.index(role).tolist(), prompts.index("END").tolist()
+    at, end = prompts.index(nodes[0].position).tolist(), prompts.index("END").tolist()
     train, test = ([i for i in range(len(task)) if bool(task.held_out[i]) == out] for out in (False, True))
     streams = {layer: [c[f"blocks.{layer}.hook_resid_pre"][0] for c in caches] for layer in layers}
     seen = {layer: [x[1 : e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without <bos> and padding
-
-    def v(node, x_hat, x):
-        block, rows = hf.transformer.h[node.layer], slice(256 + 32 * node.head, 288 + 32 * node.head)
-        normed = block.ln_1.weight * (x_hat - x_hat.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() + block.ln_1.bias
-        return (normed @ block.attn.c_attn.weight[:, rows] + block.attn.c_attn.bias[rows]).detach()
-
-    def metric(i, put=()):
-        def hook(value, node):
-            def edit(x, hook): x[0, at[i], node.head] = value
-            return edit
-        hooks = [(n.hook, hook(value, n)) for n, value in put]
-        logits = model.run_with_hooks(prompts.tokens[i : i + 1], fwd_hooks=hooks)[0, end[i]]
-        return (logits[task.answers[i]] - logits[task.distractors[i]]).item()
-
     acts = {n: torch.stack([c[n.hook][0, p, n.head] for c, p in zip(caches, at)]) for n in nodes}
     means = {n: acts[n][train].mean(0) for n in nodes}
-    lists = {a: sorted(task.attributes[a].iloc[train].unique()) for a in task.attributes}
-    C, supervised = indicators(task.attributes, lists), {}
-    for n in nodes:
-        u = np.linalg.lstsq(C[train], (acts[n][train] - means[n]).double().numpy(), rcond=None)[0]
-        supervised[n] = means[n] + torch.from_numpy(C @ u).float()
-    methods = {FLOOR: {n: [means[n]] * len(task) for n in nodes}, SKYLINE: supervised, IDENTITY: acts}
 
     def through(decoders):
-        return {n: [v(n, decoders[n.layer](x[p]), x[p]) for x, p in zip(streams[n.layer], at)] for n in nodes}
-
-    def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
-
-    def by_pca(layer, k):
-        p = PCA(k).fit(torch.cat([seen[layer][i] for i in train[:256]]).double().numpy())
-        return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
+        hat = {}
+        for n in nodes:
+            here, decode, block = streams[n.layer], decoders[n.layer], hf.transformer.h[n.layer]
+            hat[n] = [plain_v(block, n.head, decode(x[p]), x[p]) for x, p in zip(here, at)]
+        return hat
     active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:64])) != 0 for layer in layers]
     k = round((sum(a.sum(1).float().mean() for a in active) / len(active)).item())
-    methods[saes.name] = through({layer: by_sae(saes.before(layer)) for layer in layers})
-    methods[f"PCA-{k}"] = through({layer: by_pca(layer, k) for layer in layers})
+    fitted_on = {layer: torch.cat([seen[layer][i] for i in train[:256]]) for layer in layers}
+    methods = {
+        FLOOR: {n: [means[n]] * len(task) for n in nodes}, IDENTITY: acts,
+        SKYLINE: {n: plain_supervised(task.attributes, acts[n], train) for n in nodes},
+        saes.name: through({layer: by_sae(saes.before(layer)) for layer in layers}),
+        f"PCA-{k}": through({layer: by_pca(fitted_on[layer], k) for layer in layers})}
 
-    def in_each(put): return torch.tensor([metric(i, put(i)) for i in test], dtype=torch.double)
-    clean, ablated = in_each(lambda i: ()), in_each(lambda i: [(n, means[n]) for n in nodes])
+    def in_each(put):
+        return torch.tensor([plain_metric(model, task, i, at[i], put(i)) for i in test], dtype=torch.double)
+    clean, ablated = in_each(lambda i: ()), in_each(lambda i: means.items())
     runs = {}
     for name, hat in methods.items():
         put_in = in_each(lambda i: [(n, hat[n][i]) for n in nodes])
