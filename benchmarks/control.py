@@ -1,7 +1,7 @@
-"""What choosing latents costs: `choose_edits` beside the form that gives every latent of the SAE a vector in every prompt.
+"""What choosing latents costs: `choose_edits` beside the form that gives every latent a vector in every prompt.
 
-Both make the same greedy choice with the same closed form of the gain. The dense form computes it for all latents, taken
-out and put in, from one tensor prompts x 2 latents x d; ours only for the active ones. Random directions, 64 latents
+Both make the same greedy choice with the same closed form of the gain. The dense form computes it for all latents,
+taken out and put in, from one tensor prompts x 2 latents x d; ours only for the active ones. Random directions, 64 latents
 active in each of source and counterfactual, 32 moves. Calls alternate; times are medians over rounds, and the ratio is
 the median of the ratios within a round. "largest" is the largest tensor that any operation forms, counted as it runs.
 
@@ -26,10 +26,11 @@ class Largest(TorchDispatchMode):
     numbers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for x in found if isinstance(found, (tuple, list)) else [found]:
-            if isinstance(x, torch.Tensor): self.numbers = max(self.numbers, x.untyped_storage().nbytes() // x.element_size())
-        return found
+        formed = func(*args, **(kwargs or {}))
+        for x in formed if isinstance(formed, (tuple, list)) else [formed]:
+            if not isinstance(x, torch.Tensor): continue
+            self.numbers = max(self.numbers, x.untyped_storage().nbytes() // x.element_size())
+        return formed
 
 
 def dense(x, target, codes, directions, steps):
@@ -50,7 +51,9 @@ def parts(codes, directions):
     "The active latents of dense codes, as `decompose` gives them."
     values, indices = codes.topk(ACTIVE, 1)
     bias = torch.zeros(len(codes), directions.shape[1])
-    return Decomposition(values[..., None] * directions[indices], indices, bias, bias, torch.zeros_like(indices), (Node("q", 0, 0, "END"),), "read")
+    return Decomposition(
+        latents=values[..., None] * directions[indices], indices=indices, bias=bias, error=bias,
+        origin=torch.zeros_like(indices), saes=(Node("q", 0, 0, "END"),), route="read")
 
 
 def seconds(call):
@@ -64,10 +67,15 @@ def measure(prompts, latents, d, rounds):
     g = torch.Generator().manual_seed(0)
     directions = torch.randn(latents, d, generator=g) / d**0.5
     noise = torch.rand(2, prompts, latents, generator=g)
-    codes = [torch.zeros_like(n).scatter(1, n.topk(ACTIVE).indices, torch.rand(prompts, ACTIVE, generator=g) + 0.1) for n in noise]
+    codes = []
+    for n in noise:
+        values = torch.rand(prompts, ACTIVE, generator=g) + 0.1
+        codes.append(torch.zeros_like(n).scatter(1, n.topk(ACTIVE).indices, values))
     x, target = (c @ directions for c in codes)
     # the parts are made inside, so that ours pays for looking the directions up as well
-    calls = {"ours": lambda: choose_edits(x, target, *(parts(c, directions) for c in codes), STEPS), "dense": lambda: dense(x, target, codes, directions, STEPS)}
+    calls = {
+        "ours": lambda: choose_edits(x, target, *(parts(c, directions) for c in codes), STEPS),
+        "dense": lambda: dense(x, target, codes, directions, STEPS)}
     largest = {}
     for name, call in calls.items():
         with Largest() as mode: found = call()
@@ -80,7 +88,8 @@ def measure(prompts, latents, d, rounds):
         for name, call in calls.items(): times[name].append(seconds(call))
     ratio = statistics.median(b / a for a, b in zip(times["ours"], times["dense"]))
     ms = {name: 1000 * statistics.median(t) for name, t in times.items()}
-    print(f"{prompts:7}{latents:9,}{d:5}{ms['ours']:10.1f}{ms['dense']:10.1f}{ratio:9.1f}{largest['ours']:14.1f}{largest['dense']:14.1f}{same:12.1%}", flush=True)
+    sizes = f"{largest['ours']:14.1f}{largest['dense']:14.1f}"
+    print(f"{prompts:7}{latents:9,}{d:5}{ms['ours']:10.1f}{ms['dense']:10.1f}{ratio:9.1f}{sizes}{same:12.1%}", flush=True)
 
 
 if __name__ == "__main__":
@@ -88,5 +97,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="few prompts, two rounds: only to see that it runs")
     quick = parser.parse_args().quick
     print(f"{'':21}{'ms':>10}{'ms':>10}{'':9}{'largest MB':>14}{'largest MB':>14}{'':12}\n"
-          f"{'prompts':>7}{'latents':>9}{'d':>5}{'ours':>10}{'dense':>10}{'ratio':>9}{'ours':>14}{'dense':>14}{'same picks':>12}")
+          f"{'prompts':>7}{'latents':>9}{'d':>5}{'ours':>10}{'dense':>10}{'ratio':>9}"
+          f"{'ours':>14}{'dense':>14}{'same picks':>12}")
     for latents in ((2048,) if quick else (2048, 16384)): measure(8 if quick else 64, latents, 64, 2 if quick else 7)

@@ -8,13 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from sage_nb.core.activations import Node, Prompts, capture
-from sage_nb.measures.control import KS, METRICS, NO_EDIT, OVER_K, SUPERVISED, Control, EditOutcomes, area, choose_edits, control, controllability, editable, effect_agreement, find_edits, greedy, intervals, isolation, plot_control, read_others, summarise_control, weights
-from sage_nb.core.intervals import interval
+from sage_nb.core.activations import Node, Prompts, capture, count_passes
+from sage_nb.core.intervals import interval, intervals, means
+from sage_nb.measures.certificate import certify
+from sage_nb.measures.control import (
+    KS, METRICS, NO_EDIT, OVER_K, SKYLINE, Control, EditOutcomes, LatentEdits, area, choose_edits, control,
+    controllability, effect_agreement, find_edits, greedy, isolation, read_latents, run_edits, shares,
+    summarise_control)
+from sage_nb.measures.score import score_parts
+from sage_nb.report.evaluation import FLOOR, IDENTITY, Settings, try_section
+from sage_nb.report.plots import plot_control
+from sage_nb.saes.baselines import identity_sae, supervised_as_sae
 from sage_nb.saes.reconstruction import Decomposition, decompose
 from sage_nb.saes.sets import SAESet
-from sage_nb.saes.baselines import identity_sae, supervised_as_sae
-from sage_nb.truth.runs import Outcome, set_stage, supervised_edit
+from sage_nb.truth.dictionaries import Dictionaries
+from sage_nb.truth.runs import Outcome, set_up
+
+NAMES = ("IO:v@IO", "S:k@S1", "S:z@END")
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +41,20 @@ def named(sections, name): return next(s for s in sections if s.name == name)
 
 
 @pytest.fixture(scope="module")
-def stages(model, part, sections, truth):
-    return {name: editable(set_stage(model, part, named(sections, name), truth), truth) for name in ("IO:v@IO", "S:k@S1", "S:z@END")}
+def benches(model, part, sections, truth):
+    return {name: set_up(model, part, named(sections, name), truth).editing for name in NAMES}
+
+
+def fresh(bench):
+    "The same bench, nothing that it makes on demand made yet."
+    return replace(bench)
 
 
 @pytest.fixture(scope="module")
-def controls(stages, truth, topk): return {name: control(e, truth, [topk]) for name, e in stages.items()}
+def controls(benches, topk): return {name: control(fresh(bench), [topk]) for name, bench in benches.items()}
+
+
+def no_preference(node, values, decomposition): return torch.zeros(decomposition.indices.shape)
 
 
 # Choosing
@@ -56,16 +74,22 @@ def by_brute_force(moves, missing, k):
 whole_numbers = st.integers(-4, 4)  # so that both ways are exact, and ties are ties
 
 
+def vectors(d, n): return st.lists(st.lists(whole_numbers, min_size=d, max_size=d), min_size=n, max_size=n)
+
+
 @given(st.integers(1, 3).flatmap(lambda d: st.tuples(
-    st.lists(st.lists(st.lists(whole_numbers, min_size=d, max_size=d), min_size=4, max_size=4), min_size=1, max_size=3),
+    st.lists(vectors(d, 4), min_size=1, max_size=3),
     st.lists(whole_numbers, min_size=3 * d, max_size=3 * d), st.integers(1, 6))))
 def test_greedy_equals_brute_force(case):
     rows, missing, k = case
     moves = torch.tensor(rows, dtype=torch.float)
     missing = torch.tensor(missing, dtype=torch.float).reshape(3, -1)[: len(rows)]
-    found = greedy(moves, missing, k)
-    assert [[i for i in row if i >= 0] for row in found.tolist()] == [by_brute_force(m, r, k) for m, r in zip(moves, missing)]
-    assert all(i == -1 for row in found.tolist() for i in row[row.index(-1) if -1 in row else len(row):]), "steps that do nothing stand last"
+    picks = greedy(moves, missing, k).tolist()
+    expected = [by_brute_force(m, r, k) for m, r in zip(moves, missing)]
+    assert [[i for i in row if i >= 0] for row in picks] == expected
+    for row in picks:
+        stop = row.index(-1) if -1 in row else len(row)
+        assert all(i == -1 for i in row[stop:]), "steps that do nothing stand last"
 
 
 def dense_picks(source, target, U, V, missing, k):
@@ -82,12 +106,18 @@ def dense_picks(source, target, U, V, missing, k):
     return torch.stack(picks, 1)
 
 
+def made_of(latents, indices) -> Decomposition:
+    "A decomposition without bias and error."
+    nothing = torch.zeros(len(latents), latents.shape[-1])
+    node = Node("q", 0, 0, "END")
+    return Decomposition(latents, indices, nothing, nothing, torch.zeros_like(indices), (node,), "direct")
+
+
 def sparse(codes, U) -> Decomposition:
     "The active latents of dense codes as parts."
     active = int((codes != 0).sum(1).max())
     indices = codes.abs().topk(active, 1).indices
-    latents = codes.gather(1, indices)[..., None] * U[indices]
-    return Decomposition(latents, indices, torch.zeros(len(codes), U.shape[1]), torch.zeros(len(codes), U.shape[1]), torch.zeros_like(indices), (Node("q", 0, 0, "END"),), "direct")
+    return made_of(codes.gather(1, indices)[..., None] * U[indices], indices)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,35 +127,43 @@ def test_choosing_among_the_active_equals_choosing_among_all(seed):
     source, target = torch.relu(torch.randn(2, prompts, latents, generator=g).double() - 1.5)
     source[0] = 0  # a prompt without active latents
     x, a_t = source @ U + torch.randn(prompts, d, generator=g), target @ V
-    moves = choose_edits(x, a_t, sparse(source, U), sparse(target, V), 12)
+    edits = choose_edits(x, a_t, sparse(source, U), sparse(target, V), 12)
     expected = dense_picks(source, target, U, V, a_t - x, 12)
-    found = torch.where(moves.latents < 0, -1, moves.latents + latents * moves.adds)
-    assert torch.equal(found, expected[:, : found.shape[1]]) and (expected[:, found.shape[1] :] == -1).all()
+    picks = torch.where(edits.latents < 0, -1, edits.latents + latents * edits.adds)
+    steps = picks.shape[1]
+    assert torch.equal(picks, expected[:, :steps]) and (expected[:, steps:] == -1).all()
     for k in range(13):  # what an edit is, and the weight it removes, latent by latent
         for p in range(prompts):
             whole, edited, removed = source[p] @ U, x[p], 0.0
             for i in [i for i in expected[p, :k].tolist() if i >= 0]:
-                if i >= latents: edited = edited + target[p, i - latents] * V[i - latents]
-                else: edited, removed = edited - source[p, i] * U[i], removed + (source[p, i] * U[i] @ whole / (whole @ whole)).item()
-            assert_close(moves.edit(x, k)[p], edited)
-            assert moves.removed(k)[p].item() == pytest.approx(removed) and moves.count(k)[p] == (expected[p, :k] >= 0).sum()
+                if i >= latents:
+                    edited = edited + target[p, i - latents] * V[i - latents]
+                    continue
+                out = source[p, i] * U[i]
+                edited = edited - out
+                removed += (out @ whole / (whole @ whole)).item()
+            assert_close(edits.edit(x, k)[p], edited)
+            assert edits.removed(k)[p].item() == pytest.approx(removed)
+            assert edits.count(k)[p] == (expected[p, :k] >= 0).sum()
 
 
 def test_where_nothing_is_missing_nothing_is_done():
     U = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     codes = torch.eye(9)[:3]
-    moves = choose_edits(codes @ U, codes @ U, sparse(codes, U), sparse(codes, U), 5)
-    assert moves.count(5).tolist() == [0, 0, 0] and moves.removed(5).tolist() == [0, 0, 0]
-    assert_close(moves.edit(codes @ U, 5), codes @ U)
+    edits = choose_edits(codes @ U, codes @ U, sparse(codes, U), sparse(codes, U), 5)
+    assert edits.count(5).tolist() == [0, 0, 0] and edits.removed(5).tolist() == [0, 0, 0]
+    assert_close(edits.edit(codes @ U, 5), codes @ U)
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=3), min_size=1, max_size=4))
-def test_weights_add_up_to_one(rows):
+pairs_of_numbers = st.tuples(st.integers(-5, 5), st.integers(-5, 5))
+
+
+@given(st.lists(st.lists(pairs_of_numbers, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_shares_add_up_to_one(rows):
     latents = torch.tensor(rows, dtype=torch.double)
-    indices = torch.arange(3).expand(len(rows), -1)
-    parts = Decomposition(latents, indices, latents[:, 0] * 0, latents[:, 0] * 0, indices * 0, (Node("q", 0, 0, "END"),), "direct")
     whole = latents.sum(1)
-    assert_close(weights(parts).sum(1), (whole.square().sum(1) > 0).double())
+    total = shares(made_of(latents, torch.arange(3).expand(len(rows), -1))).sum(1)
+    assert_close(total, (whole.square().sum(1) > 0).double())
 
 
 @pytest.mark.parametrize("site", ["q", "k", "v", "z"])
@@ -139,11 +177,43 @@ def test_all_moves_exchange_one_reconstruction_for_the_other(random_model, site)
     source, target = (decompose(model, p, [node], saes)[node].by_latent() for p in (prompts, other))
     assert source.latents.shape[1] <= model.cfg.d_model, "one entry per latent, not per token"
     x, a_t = capture(model, prompts, [node])[node], capture(model, other, [node])[node]
-    everything = choose_edits(x, a_t, source, target, 10**6, tuple(torch.zeros(p.indices.shape) for p in (source, target)))
-    assert_close(everything.edit(x, 10**6), x - source.latents.sum(1) + target.latents.sum(1), rtol=1e-3, atol=1e-4)
+    no_priority = torch.zeros(source.indices.shape), torch.zeros(target.indices.shape)
+    everything = choose_edits(x, a_t, source, target, 10**6, no_priority)
+    expected = x - source.latents.sum(1) + target.latents.sum(1)
+    assert_close(everything.edit(x, 10**6), expected, rtol=1e-3, atol=1e-4)
     near = choose_edits(x, a_t, source, target, 40)
     away = torch.stack([(near.edit(x, k) - a_t).norm(dim=1) for k in range(41)])
     assert (away.diff(dim=0) < 1e-4).all() and (away[-1] < away[0]).all()
+
+
+# Reading
+
+def test_latents_are_read_of_counterfactuals_only_where_asked(benches, topk):
+    bench = benches["S:z@END"]
+    n, size, nodes = len(bench.task), 7, bench.section.nodes
+    batched = replace(bench, batch_size=size)
+    with count_passes(bench.model, n) as passes: both = read_latents(batched, topk)
+    with count_passes(bench.model, n) as half: alone = read_latents(batched, topk, counterfactuals=False)
+    assert (passes.forward, half.forward) == (2, 1)
+    assert len(both) == len(alone) == -(-n // size)
+    for i, (a, b) in enumerate(zip(both, alone)):
+        assert b.counterfactual is None and set(a.source) == set(b.source) == set(a.counterfactual) == set(nodes)
+        prompts = slice(i * size, (i + 1) * size)
+        for node in nodes:
+            expected = decompose(bench.model, bench.task.prompts[prompts], [node], topk)[node].by_latent()
+            assert_close(a.source[node].latents, expected.latents, rtol=1e-4, atol=1e-4)
+            assert torch.equal(a.source[node].indices, expected.indices)
+            assert torch.equal(a.source[node].latents, b.source[node].latents)
+            other = decompose(bench.model, bench.counterfactual.prompts[prompts], [node], topk)[node].by_latent()
+            assert_close(a.counterfactual[node].latents, other.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_the_size_of_batches_does_not_change_edits(benches, topk):
+    bench = benches["S:k@S1"]
+    batched = replace(bench, batch_size=5)
+    whole, parts = (find_edits(b, read_latents(b, topk), 4) for b in (bench, batched))
+    for node, x in bench.acts.items():
+        for k in range(1, 5): assert_close(parts[node].edit(x, k), whole[node].edit(x, k), rtol=1e-4, atol=1e-4)
 
 
 # Running
@@ -160,162 +230,368 @@ def patched(model, task, values, i):
         return model(task.prompts.tokens[i : i + 1])[0, task.prompts.positions["END"][i]]
 
 
-def plain_control(editing, truth, saes, ks):
+def nearest(truth, acts, attribute):
+    "Which value of an attribute is nearest to the activations of one prompt, tried one after the other."
+    away = []
+    for j in range(len(truth[next(iter(acts))][attribute].values)):
+        at = {node: truth[node].mean + truth[node][attribute].centred[j] for node in acts}
+        away.append(sum((x - at[node]).square().sum() for node, x in acts.items()))
+    return int(torch.stack(away).argmin())
+
+
+def plain_readable(bench):
+    "The other attributes that can be read, half-way at least between guessing and being always right."
+    rows, truth, first, readable = bench.task.attributes.to_dict("records"), bench.truth, bench.section.nodes[0], []
+    for b in bench.task.attributes.columns.drop(bench.section.attribute):
+        values, counts = truth[first][b].values, truth[first][b].counts
+        acts = [{node: x[i] for node, x in bench.acts.items()} for i in range(len(rows))]
+        right = np.mean([values[nearest(truth, a, b)] == (row[b],) for a, row in zip(acts, rows)])
+        chance = counts.max() / counts.sum()
+        if counts.numel() > 1 and right - chance >= 0.5 * (1 - chance): readable.append(b)
+    return readable
+
+
+def plain_edit(x, goal, s, t, k):
+    "One activation after an edit by brute force, the weight removed and the moves made; `s` and `t` hold the latents."
+    moves, whole = torch.cat([-s, t]), s.sum(0)
+    picks = by_brute_force(moves, goal - x, k)
+    removed = sum((s[i] @ whole / (whole @ whole)).item() for i in picks if i < len(s))
+    return (x + sum(moves[picks]) if picks else x), removed, len(picks)
+
+
+def plain_control(bench, saes, ks):
     "Every number for one prompt after the other, each edit run by itself."
-    stage, a = editing.stage, editing.stage.section.attribute
-    model, task, nodes, new, cf = stage.model, stage.task, stage.section.nodes, editing.counterfactual.values, editing.counterfactual
-    n, rows = len(task), task.attributes.to_dict("records")
+    model, task, nodes, truth, cf = bench.model, bench.task, bench.section.nodes, bench.truth, bench.counterfactual
+    n, others, parts = len(task), plain_readable(bench), {}
+    for node in nodes:
+        parts[node] = [decompose(model, p, [node], saes)[node].by_latent().latents for p in (task.prompts, cf.prompts)]
 
     def metric(logits, i): return (logits[task.answers[i]] - logits[cf.distractors[i]]).item()
-
-    def read(acts, b, i):
-        away = [sum((acts[node] - truth[node].mean - truth[node].centred(b)[j]).square().sum() for node in nodes) for j in range(len(truth[nodes[0]].values[b]))]
-        return int(torch.stack(away).argmin())
-    others = []
-    for b in task.attributes.columns.drop(a):
-        right = np.mean([truth[nodes[0]].values[b][read({node: stage.acts[node][i] for node in nodes}, b, i)] == rows[i][b] for i in range(n)])
-        counts = truth[nodes[0]].counts[b]
-        if counts.numel() > 1 and right - counts.max() / counts.sum() >= 0.5 * (1 - counts.max() / counts.sum()): others.append(b)
-    found = {name: np.full((n, len(ks)), np.nan) for name in ("success", "got", "removed", "isolation", "moves")}
+    expected = {name: np.full((n, len(ks)), np.nan) for name in ("success", "got", "removed", "isolation", "moves")}
     floor, wanted = np.zeros(n), np.zeros(n)
-    parts = {node: [decompose(model, p, [node], saes)[node].by_latent() for p in (task.prompts, cf.prompts)] for node in nodes}
     for i in range(n):
-        clean, source = patched(model, task, {}, i), {node: stage.acts[node][i] for node in nodes}
-        target_acts = {node: editing.acts[node][i] for node in nodes}
-        target = patched(model, task, target_acts, i)
-        floor[i], wanted[i] = clean.argmax() == target.argmax(), metric(target, i) - metric(clean, i)
+        source, goal = ({node: acts[node][i] for node in nodes} for acts in (bench.acts, bench.goal))
+        clean, target = patched(model, task, {}, i), patched(model, task, goal, i)
+        floor[i] = clean.argmax() == target.argmax()
+        wanted[i] = metric(target, i) - metric(clean, i)
         for j, k in enumerate(ks):
-            edited, removed, moves = {}, [], []
-            for node in nodes:
-                s, t = (p.latents[i] for p in parts[node])
-                picks = by_brute_force(torch.cat([-s, t]), target_acts[node] - source[node], k)
-                edited[node] = source[node] + sum(torch.cat([-s, t])[picks]) if picks else source[node]
-                whole = s.sum(0)
-                removed.append(sum((s[c] @ whole / (whole @ whole)).item() for c in picks if c < len(s)))
-                moves.append(len(picks))
+            made = {node: plain_edit(source[node], goal[node], *(p[i] for p in parts[node]), k) for node in nodes}
+            edited, removed, moves = ([edit[part] for edit in made.values()] for part in range(3))
+            edited = dict(zip(nodes, edited))
             logits = patched(model, task, edited, i)
-            found["success"][i, j] = logits.argmax() == target.argmax()
-            found["got"][i, j] = metric(logits, i) - metric(clean, i)
-            found["removed"][i, j], found["moves"][i, j] = np.mean(removed), np.mean(moves)
-            if others:
-                kept = [read(source, b, i) == read(edited, b, i) or read(source, b, i) != read(target_acts, b, i) for b in others]
-                found["isolation"][i, j] = np.mean(kept)
-    return found, floor, wanted, others
+            expected["success"][i, j] = logits.argmax() == target.argmax()
+            expected["got"][i, j] = metric(logits, i) - metric(clean, i)
+            expected["removed"][i, j] = np.mean(removed)
+            expected["moves"][i, j] = np.mean(moves)
+            kept = []
+            for b in others:
+                before, after, there = (nearest(truth, acts, b) for acts in (source, edited, goal))
+                kept.append(before == after or before != there)
+            if others: expected["isolation"][i, j] = np.mean(kept)
+    return expected, floor, wanted, others
 
 
-@pytest.mark.parametrize("name", ["IO:v@IO", "S:k@S1", "S:z@END"])
-def test_control_equals_edits_made_one_prompt_at_a_time(stages, truth, topk, name):
-    editing, ks = stages[name].at(torch.arange(12)), (1, 3, 6)
-    found, (expected, floor, wanted, others) = control(editing, truth, [topk], ks), plain_control(editing, truth, topk, ks)
-    assert list(found.readable) == others and (name == "S:k@S1") == (others == ["Pos"])
-    table = summarise_control(found).set_index(["sae", "metric", "k"]).value
-    us = lambda metric: [table[topk.name, metric, k] for k in ks]
-    close = dict(abs=2e-4)
-    assert us("edit success") == pytest.approx(expected["success"].mean(0), **close)
-    assert us("edit effect") == pytest.approx((expected["got"] * wanted[:, None]).sum(0) / (wanted**2).sum(), rel=1e-3, **close)
-    assert us("weight removed") == pytest.approx(expected["removed"].mean(0), **close)
-    assert us("moves") == pytest.approx(expected["moves"].mean(0))
-    assert us("isolation") == pytest.approx(expected["isolation"].mean(0), nan_ok=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_control_equals_edits_made_one_prompt_at_a_time(benches, topk, name):
+    bench, ks = benches[name].at(torch.arange(12)), (1, 3, 6)
+    made = control(bench, [topk], ks)
+    expected, floor, wanted, others = plain_control(bench, topk, ks)
+    assert list(made.readable) == others and (name == "S:k@S1") == (others == ["Pos"])
+    table = summarise_control(made).set_index(["sae", "metric", "k"]).value
+
+    def ours(metric): return [table[topk.name, metric, k] for k in ks]
+    effect = (expected["got"] * wanted[:, None]).sum(0) / (wanted**2).sum()
+    assert ours("edit success") == pytest.approx(expected["success"].mean(0), abs=2e-4)
+    assert ours("edit effect") == pytest.approx(effect, rel=1e-3, abs=2e-4)
+    assert ours("weight removed") == pytest.approx(expected["removed"].mean(0), abs=2e-4)
+    assert ours("moves") == pytest.approx(expected["moves"].mean(0))
+    assert ours("isolation") == pytest.approx(expected["isolation"].mean(0), nan_ok=True)
     assert table[topk.name].loc["mean edit success"].item() == pytest.approx(expected["success"].mean())
-    assert table[NO_EDIT].loc["edit success"].item() == pytest.approx(floor.mean()) and table[NO_EDIT].loc["edit effect"].item() == 0
+    assert table[NO_EDIT].loc["edit success"].item() == pytest.approx(floor.mean())
+    assert table[NO_EDIT].loc["edit effect"].item() == 0
 
 
-def test_normalised_numbers_by_hand():
+def by_k(tokens, metrics, removed):
+    "The outcomes of four prompts, written k by k."
+    ones, weight = torch.ones(4, len(tokens)), torch.tensor(removed).expand(4, -1)
+    return EditOutcomes(torch.tensor(tokens).T, torch.tensor(metrics).T, ones, weight, ones)
+
+
+@pytest.fixture(scope="module")
+def four_prompts():
     "Four prompts whose outcomes are written down."
-    token, metric = torch.tensor([1, 1, 1, 1]), torch.tensor([2.0, 2.0, 2.0, 2.0])
+    clean = Outcome(torch.tensor([2.0, 2.0, 2.0, 2.0]), torch.tensor([1, 1, 1, 1]))
     target = Outcome(torch.tensor([-2.0, -2.0, 0.0, 2.0]), torch.tensor([0, 0, 0, 1]))  # effects wanted: -4, -4, -2, 0
+    skyline = by_k([[0, 0, 1, 1]], [[-2.0, -2.0, 2.0, 2.0]], [0.4])
+    ours = by_k([[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]],
+                [[2.0] * 4, [0.0, 0.0, 1.0, 2.0], [-8.0, -8.0, -3.0, 2.0]], [0.1, 0.4, 1.0])
+    return Control("IO:z@END", (1, 2, 4), clean, target, skyline, {"ours": ours}, ("S",), 1.0)
 
-    def edited(tokens, metrics, removed): return EditOutcomes(torch.tensor(tokens).T, torch.tensor(metrics).T, torch.ones(4, len(tokens)), torch.tensor(removed).expand(4, -1), torch.ones(4, len(tokens)))
-    sky = edited([[0, 0, 1, 1]], [[-2.0, -2.0, 2.0, 2.0]], [0.4])
-    ours = edited([[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]], [[2.0] * 4, [0.0, 0.0, 1.0, 2.0], [-8.0, -8.0, -3.0, 2.0]], [0.1, 0.4, 1.0])
-    c = Control("IO:z@END", (1, 2, 4), Outcome(metric, token), target, sky, {"ours": ours}, ("S",), 1.0)
-    e = {metric: [x.value for x in found] for metric, found in c.estimates("ours").items()}
+
+def test_normalised_numbers_by_hand(four_prompts):
+    c = four_prompts
+    e = {metric: [x.value for x in values] for metric, values in c.estimates("ours").items()}
     assert e["edit success"] == [0.25, 0.5, 1.0] and e["mean edit success"] == [pytest.approx(1.75 / 3)]
     effects = [0.0, (8 + 8 + 2) / 36, (40 + 40 + 10) / 36]
     assert e["edit effect"] == pytest.approx(effects)
-    assert c.edge(SUPERVISED)["edit success"].value == 0.75 and c.edge(SUPERVISED)["edit effect"].value == pytest.approx(32 / 36)
-    means = c.columns("ours").mean(0)
-    assert_close(controllability(means, c.ks), torch.tensor((0 + 2 * 0.5 + 1) / 4, dtype=torch.double))  # (0.25 - 0.25, 0.5 - 0.25, 1 - 0.25) / 0.5, the last clipped
+    sky = c.edge(SKYLINE)
+    assert sky["edit success"].value == 0.75 and sky["edit effect"].value == pytest.approx(32 / 36)
+    m = means(c.evidence("ours"))
+    # (0.25 - 0.25, 0.5 - 0.25, 1 - 0.25) / 0.5, the last clipped
+    assert_close(controllability(m, c.ks), torch.tensor((0 + 2 * 0.5 + 1) / 4, dtype=torch.double))
     agreement = [max(1 - abs(1 - x), 0) / (32 / 36) for x in effects]
-    assert controllability(means, c.ks, "effect").item() == pytest.approx((agreement[0] + 2 * agreement[1] + agreement[2]) / 4)
+    expected = (agreement[0] + 2 * agreement[1] + agreement[2]) / 4
+    assert controllability(m, c.ks, "effect").item() == pytest.approx(expected)
     assert e["edit magnitude"] == pytest.approx([-0.5, 0.0, 1.0])
 
 
-def test_every_prompt_is_run_only_when_its_edit_has_changed(stages, controls, truth, topk):
+def test_evidence_by_hand(four_prompts):
+    evidence = four_prompts.evidence("ours")
+    assert evidence.edits.success.tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 1], [1, 1, 1]]
+    assert evidence.edits.product.tolist() == [[0, 8, 40], [0, 8, 40], [0, 2, 10], [0, 0, 0]]
+    assert evidence.floor.success.tolist() == [[0], [0], [0], [1]]
+    assert evidence.floor.product.tolist() == [[0]] * 4
+    assert evidence.skyline.success.tolist() == [[1], [1], [0], [1]]
+    assert evidence.skyline.product.tolist() == [[16], [16], [0], [0]]
+    assert evidence.target.success.tolist() == [[1]] * 4
+    assert evidence.target.product.tolist() == [[16], [16], [4], [0]]
+    assert_close(evidence.removed, torch.tensor([[0.1, 0.4, 1.0]] * 4).double())
+    assert_close(evidence.skyline_removed, torch.tensor([[0.4]] * 4).double())
+
+
+def new_steps(edits, ks):
+    "For each k, the prompts to which some node makes a move that it did not make before."
+    counts = torch.stack([torch.stack([e.count(k) for e in edits.values()], 1) for k in (0, *ks)])
+    return (counts.diff(dim=0) != 0).any(2)
+
+
+def test_every_prompt_is_run_only_when_its_edit_has_changed(benches, controls, topk):
     saved = []
-    for name, editing in stages.items():
-        moves, n = find_edits(editing, topk), len(editing.stage.task)
-        counts = torch.stack([torch.stack([m.count(k) for m in moves.values()], 1) for k in (0, *KS)])
-        runs = (counts.diff(dim=0) != 0).any(2).sum().item()
-        assert controls[name].passes == pytest.approx((runs + n + 2 * n * len(moves)) / n)  # runs, skyline, two sights of each node
+    for name, bench in benches.items():
+        edits, n = find_edits(bench, read_latents(bench, topk)), len(bench.task)
+        runs = new_steps(edits, KS).sum().item()
+        assert controls[name].passes == pytest.approx((runs + n + 2 * n) / n)  # runs, skyline, two sights of all nodes
         saved.append(len(KS) * n - runs)
+        made = controls[name].methods[topk.name]
         for j, k in enumerate(KS):
-            outcome = editing.stage.outcome({node: m.edit(editing.stage.acts[node], k) for node, m in moves.items()})
-            assert torch.equal(controls[name].methods[topk.name].token[:, j], outcome.token)
-            assert_close(controls[name].methods[topk.name].metric[:, j], outcome.metric, rtol=1e-4, atol=1e-4)
+            outcome = bench.outcome({node: e.edit(bench.acts[node], k) for node, e in edits.items()})
+            assert torch.equal(made.token[:, j], outcome.token)
+            assert_close(made.metric[:, j], outcome.metric, rtol=1e-4, atol=1e-4)
     assert any(saved), "in some section prompts have nothing left to gain"
 
 
-def test_smaller_k_do_not_depend_on_larger_ones(stages, controls, truth, topk):
-    found, more = control(stages["IO:v@IO"], truth, [topk], (1, 2)), controls["IO:v@IO"]
-    for a, b in zip(found.methods[topk.name], more.methods[topk.name]): assert_close(a, b[:, :2], rtol=1e-4, atol=1e-4, equal_nan=True)
+def test_no_step_no_run(benches):
+    "Edits written down: the first prompt gets none, the second one at k = 1, the third its second one at k = 4."
+    bench = benches["IO:v@IO"].at(torch.arange(3))
+    made = torch.tensor([[False] * 4, [True, False, False, False], [True, False, False, True]])
+    edits = {}
+    for node, x in bench.acts.items():
+        steps = (bench.goal[node] - x)[:, None] * made[..., None] / 2
+        edits[node] = LatentEdits(steps, torch.where(made, 5, -1), 0 * made.long(), made, 0.25 * made)
+    with count_passes(bench.model, 1) as passes: outcomes = run_edits(bench, edits, (1, 2, 4))
+    assert passes.forward == 3
+    halfway = bench.outcome({node: (x + bench.goal[node]) / 2 for node, x in bench.acts.items()})
+    expected = [[bench.untouched.metric[0]] * 3, [halfway.metric[1]] * 3,
+                [halfway.metric[2], halfway.metric[2], bench.target.metric[2]]]
+    assert_close(outcomes.metric, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    assert outcomes.moves.tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 2]]
+    assert outcomes.removed.tolist() == [[0, 0, 0], [0.25] * 3, [0.25, 0.25, 0.5]]
+    nothing = {node: e.at(torch.tensor([0, 0, 0])) for node, e in edits.items()}
+    with count_passes(bench.model, 1) as passes: outcomes = run_edits(bench, nothing, KS)
+    assert passes.forward == 0 and torch.equal(outcomes.metric, bench.untouched.metric[:, None].expand(3, len(KS)))
 
 
-def test_when_everything_is_exchanged_the_target_is_reached(stages, truth):
-    editing = stages["IO:v@IO"].at(torch.arange(16))
-    saes = SAESet("identity", {node: identity_sae(32, node) for node in editing.stage.section.nodes})
-    found = control(editing, truth, [saes], (64,), order=lambda node, values, parts: torch.zeros(parts.indices.shape))  # 32 entries out, 32 in
-    assert_close(found.methods["identity"].token[:, 0], editing.target.token)
-    assert_close(found.methods["identity"].metric[:, 0], editing.target.metric, rtol=1e-3, atol=1e-3)
-    assert_close(found.methods["identity"].removed, torch.ones(16, 1))
-    e = found.estimates("identity")
-    assert e["edit success"][0].value == 1 and e["edit effect"][0].value == pytest.approx(1, abs=1e-3) and 0.99 < e["controllability"][0].value <= 1
+def test_the_supervised_edit_and_the_target_are_run_once_per_bench(model, part, sections, truth, topk):
+    section, n = named(sections, "IO:v@IO"), len(part.test)
+    with count_passes(model, n) as passes: bench = set_up(model, part, section, truth)
+    assert passes.forward == 5, "clean, ablated, target, and two captures"
+    with count_passes(model, n) as passes: certify(bench)
+    assert passes.forward == 3, "two for test 1, one for the supervised edit"
+    with count_passes(model, n) as passes: alone = control(bench, [])
+    assert passes.forward == alone.passes == 0
+    edits = find_edits(bench, read_latents(bench, topk))
+    with count_passes(model, n) as passes: beside = control(bench, [topk])
+    runs = new_steps(edits, KS).sum().item()
+    assert passes.forward == beside.passes == pytest.approx(2 + runs / n)
+    assert torch.equal(alone.skyline.metric, beside.skyline.metric)
+    other = fresh(bench)
+    with count_passes(model, n) as passes: control(other, [])
+    with count_passes(model, n) as again: certify(other)
+    assert (passes.forward, again.forward) == (1, 2), "whichever comes first"
 
 
-def test_in_the_order_of_known_meanings_two_moves_are_the_supervised_edit(stages, truth):
-    for name, editing in stages.items():
-        a, nodes = editing.stage.section.attribute, editing.stage.section.nodes
+def test_smaller_k_do_not_depend_on_larger_ones(benches, controls, topk):
+    few, more = control(benches["IO:v@IO"], [topk], (1, 2)), controls["IO:v@IO"]
+    for a, b in zip(few.methods[topk.name], more.methods[topk.name]):
+        assert_close(a, b[:, :2], rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_when_everything_is_exchanged_the_target_is_reached(benches):
+    bench = benches["IO:v@IO"].at(torch.arange(16))
+    saes = SAESet("identity", {node: identity_sae(32, node) for node in bench.section.nodes})
+    made = control(bench, [saes], (64,), order=no_preference)  # 32 entries out, 32 in
+    outcomes = made.methods["identity"]
+    assert_close(outcomes.token[:, 0], bench.target.token)
+    assert_close(outcomes.metric[:, 0], bench.target.metric, rtol=1e-3, atol=1e-3)
+    assert_close(outcomes.removed, torch.ones(16, 1))
+    e = made.estimates("identity")
+    assert e["edit success"][0].value == 1 and e["edit effect"][0].value == pytest.approx(1, abs=1e-3)
+    assert 0.99 < e["controllability"][0].value <= 1
+
+
+def test_in_the_order_of_known_meanings_two_moves_are_the_supervised_edit(benches, truth):
+    for bench in benches.values():
+        attribute, nodes = bench.section.attribute, bench.section.nodes
         saes = SAESet("supervised as SAE", {node: supervised_as_sae(truth[node], node) for node in nodes})
-        meanings = [(b, v) for b, values in truth[nodes[0]].values.items() for v in values]
+        meanings = [(f.name, label) for f in truth[nodes[0]].features for label in f.labels]
 
-        def order(node, values, parts):
-            means = [[meanings[i] == (a, v) for i in row] for row, v in zip(parts.indices.tolist(), values)]
-            return torch.zeros(parts.indices.shape).masked_fill(~torch.tensor(means), -torch.inf)
-        moves, edited = find_edits(editing, saes, 32, order), supervised_edit(editing, truth)
-        for node, m in moves.items():
-            both = m.count(32) == 2
-            assert both.float().mean() > 0.5 and m.count(32).max() == 2
-            assert_close(m.edit(editing.stage.acts[node], 2)[both], edited[node][both], rtol=1e-4, atol=1e-4)
-            assert (m.adds[both, :2] == torch.tensor([False, True])).all()
-
-
-def test_isolation_counts_what_the_counterfactual_does_not_change(stages, truth):
-    editing = stages["S:k@S1"]  # Pos can be read here
-    readings, attributes = read_others(editing, truth), editing.stage.task.attributes
-    assert list(readings) == ["Pos"]
-    flipped = attributes.Pos.map(dict(zip(truth[editing.stage.section.nodes[0]].values["Pos"], truth[editing.stage.section.nodes[0]].values["Pos"][::-1])))
-    other = {node: truth[node].edit(x, "Pos", attributes, flipped) for node, x in editing.stage.acts.items()}
-    assert isolation(readings, truth, editing.stage.acts).eq(1).all() and isolation(readings, truth, editing.acts).eq(1).all()
-    assert isolation(readings, truth, other).mean() < 0.2
-    assert isolation(read_others(replace(editing, acts=other), truth), truth, other).eq(1).all(), "what the counterfactual changes too is no fault"
-    assert isolation({}, truth, other).isnan().all()
+        def order(node, values, decomposition):
+            means_it = []
+            for row, value in zip(decomposition.indices.tolist(), values):
+                means_it.append([meanings[i] == (attribute, value) for i in row])
+            return no_preference(node, values, decomposition).masked_fill(~torch.tensor(means_it), -torch.inf)
+        edits = find_edits(bench, read_latents(bench, saes), 32, order)
+        for node, e in edits.items():
+            both = e.count(32) == 2
+            assert both.float().mean() > 0.5 and e.count(32).max() == 2
+            expected = bench.supervised.acts[node]
+            assert_close(e.edit(bench.acts[node], 2)[both], expected[both], rtol=1e-4, atol=1e-4)
+            assert (e.adds[both, :2] == torch.tensor([False, True])).all()
 
 
-def test_what_is_undefined_is_said_and_left_out(stages, controls, truth, topk):
-    found = controls["S:k@S1"]
-    table = summarise_control(found)
-    assert found.measure == "effect" and table[table.metric == "normalised success"].value.isna().all()
-    assert any(note.startswith("S:k@S1: normalised success is undefined: the supervised edit succeeds in") for note in found.notes)
-    nothing = replace(found, target=found.clean, skyline=found.skyline._replace(token=found.clean.token[:, None], metric=found.clean.metric[:, None]))
-    assert nothing.measure is None and summarise_control(nothing).query("metric == 'controllability'").value.isna().all()
-    assert [note.split(" is ")[0].split(": ")[1] for note in nothing.notes][:2] == ["normalised success", "normalised effect"]
+def test_isolation_counts_what_the_counterfactual_does_not_change(benches, truth):
+    bench = benches["S:k@S1"]  # Pos can be read here
+    assert list(bench.readings) == ["Pos"]
+    labels, attributes = truth[bench.section.nodes[0]]["Pos"].labels, bench.task.attributes
+    flipped = attributes.Pos.map(dict(zip(labels, labels[::-1])))
+    other = {node: truth[node].edit(x, "Pos", attributes, flipped) for node, x in bench.acts.items()}
+    assert isolation(bench, bench.acts).eq(1).all() and isolation(bench, bench.goal).eq(1).all()
+    assert isolation(bench, other).mean() < 0.2
+    mixing = replace(bench, goal=other)
+    assert isolation(mixing, other).eq(1).all(), "what the counterfactual changes too is no fault"
+    nothing = benches["S:z@END"]
+    assert nothing.readings == {} and isolation(nothing, nothing.goal).isnan().all()
+
+
+# What is said of it
+
+def test_what_is_undefined_is_said_and_left_out(controls, topk):
+    made = controls["S:k@S1"]
+    table = summarise_control(made)
+    assert made.bounds.measure == "effect" and table[table.metric == "normalised success"].value.isna().all()
+    why = "S:k@S1: normalised success is undefined: the supervised edit succeeds in"
+    assert any(note.startswith(why) for note in made.notes)
+    still = made.skyline._replace(token=made.clean.token[:, None], metric=made.clean.metric[:, None])
+    nothing = replace(made, target=made.clean, skyline=still)
+    assert nothing.bounds.measure is None
+    assert summarise_control(nothing).query("metric == 'controllability'").value.isna().all()
+    undefined = [note.split(" is ")[0].split(": ")[1] for note in nothing.notes]
+    assert undefined[:2] == ["normalised success", "normalised effect"]
     assert set(nothing.estimates(topk.name)) == set(METRICS)
 
 
-def test_wrong_requests_are_refused(stages, truth, topk):
+def test_wrong_requests_are_refused(benches, topk):
+    bench = benches["S:z@END"]
     for ks in ((), (0, 1), (2, 2), (4, 1)):
-        with pytest.raises(ValueError, match="are not ascending numbers from 1"): control(stages["S:z@END"], truth, [topk], ks)
-    with pytest.raises(ValueError, match="route 'up' is not one of read, write"): control(stages["S:z@END"], truth, [topk], route="up")
+        with pytest.raises(ValueError, match="are not ascending numbers from 1"): control(bench, [topk], ks)
+    with pytest.raises(ValueError, match="route 'up' is not one of read, write"): control(bench, [topk], route="up")
+
+
+# Prompts that cannot be edited
+
+def without(dictionary, attribute, *labels):
+    "The same dictionary without some values of an attribute."
+    features = dictionary[attribute]
+    keep = [i for i, label in enumerate(features.labels) if label not in labels]
+    values = tuple(features.values[i] for i in keep)
+    fewer = replace(features, values=values, vectors=features.vectors[keep], counts=features.counts[keep])
+    return replace(dictionary, features=tuple(fewer if f is features else f for f in dictionary.features))
+
+
+@pytest.fixture(scope="module")
+def partly(part, benches):
+    "A bench, not all of whose prompts can be edited, and the one that it was before."
+    bench = benches["IO:v@IO"]
+    gone = sorted(set(bench.counterfactual.values))[:3]
+    nodes = {node: without(bench.truth[node], "IO", *gone) for node in bench.section.nodes}
+    known = torch.tensor([value not in gone for value in bench.task.attributes["IO"]])
+    whole = bench.at(known)  # so that only edits need the values that are gone
+    return replace(whole, truth=Dictionaries("mse", nodes, bench.truth.fit)), whole
+
+
+def can_edit(bench):
+    "Which prompts have a new value that the dictionaries have, by a plain loop."
+    labels = bench.truth[bench.section.nodes[0]]["IO"].labels
+    return torch.tensor([value in labels for value in bench.counterfactual.values])
+
+
+def test_only_what_can_be_edited_is_edited(partly, topk):
+    bench, whole = partly
+    rows = can_edit(bench)
+    assert 2 <= rows.sum() < len(rows)
+    assert bench.editing.task.texts == [text for text, row in zip(bench.task.texts, rows) if row]
+    assert bench.editing is bench.editing and bench.editing.editing is bench.editing
+    made, expected = control(bench, [topk], (2, 4)), control(whole, [topk], (2, 4))
+    assert made.clean.token.tolist() == expected.clean.token[rows].tolist()
+    for a, b in zip(made.methods[topk.name], expected.methods[topk.name]):
+        assert_close(a, b[rows], rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert_close(made.skyline.metric, expected.skyline.metric[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_evidence_has_zeros_where_nothing_could_be_edited(partly, part, topk):
+    bench, _ = partly
+    rows, settings = can_edit(bench), Settings(tests=(1, 2), ks=(2, 4))
+    trial = try_section(bench, part, [topk], settings)
+    assert torch.equal(trial.edited, rows)
+    for name in (FLOOR, topk.name, SKYLINE, IDENTITY):
+        evidence = trial.evidence(name)
+        alone = evidence.at(rows)
+        assert score_parts([evidence])[0, 2].item() == pytest.approx(score_parts([alone])[0, 2].item())
+        assert [len(x) for x in evidence.runs] == [len(rows)] * 4
+    padded, made = trial.evidence(topk.name).control, trial.control.evidence(topk.name)
+    columns = [(padded.removed, made.removed), (padded.skyline_removed, made.skyline_removed)]
+    for edit in ("edits", "floor", "skyline", "target"): columns += zip(getattr(padded, edit), getattr(made, edit))
+    for whole, part_of_it in columns:
+        rest = iter(part_of_it)
+        expected = torch.stack([next(rest) if row else torch.zeros_like(whole[0]) for row in rows])
+        assert torch.equal(whole, expected)
+
+
+def test_a_bench_without_a_prompt_that_can_be_edited(benches, part, topk):
+    bench = fresh(benches["IO:v@IO"])
+    unknown = replace(bench, counterfactual=replace(bench.counterfactual, values=["nobody"] * len(bench.task)))
+    none = torch.zeros(len(bench.task), dtype=torch.bool)
+    for empty in (unknown.editing, bench.at(none), bench.at(slice(0, 0)), bench.at(none.nonzero()[:, 0])):
+        assert len(empty.task) == len(empty.counterfactual.values) == 0
+        assert empty.readings == {} and not any(len(x) for x in (empty.clean, empty.ablated))
+        for node, x in bench.acts.items():
+            assert empty.acts[node].shape == empty.goal[node].shape == empty.means[node].shape == (0, x.shape[1])
+        assert not any(len(x) for outcome in (empty.untouched, empty.target) for x in outcome)
+    with pytest.raises(ValueError, match="only 0 held-out prompts of cross-section IO:v@IO can be edited"):
+        control(unknown, [topk])
+    trial = try_section(unknown, part, [topk], Settings(tests=(1, 2)))
+    assert trial.control is None and not trial.edited.any()
+    assert trial.evidence(topk.name).control is None
+    assert trial.verdict == "only 0 held-out prompts can be edited"
+
+
+def test_a_part_of_a_bench_is_the_bench_of_a_part(model, part, sections, truth):
+    section = named(sections, "S:z@END")
+    bench = set_up(model, part, section, truth)
+    rows = torch.tensor([5, 0, 3, 8])
+    test = part.test[rows]
+    expected = set_up(model, replace(test, held_out=torch.ones(4, dtype=torch.bool)), section, truth)
+    mine = bench.at(rows)
+    assert mine.task.texts == expected.task.texts and mine.counterfactual.values == expected.counterfactual.values
+    for name in ("clean", "ablated"):
+        assert_close(getattr(mine, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+    for name in ("acts", "goal", "means"):
+        for node in section.nodes:
+            assert_close(getattr(mine, name)[node], getattr(expected, name)[node], rtol=1e-4, atol=1e-4)
+    for name in ("untouched", "target"):
+        assert_close(getattr(mine, name).metric, getattr(expected, name).metric, rtol=1e-4, atol=1e-4)
+        assert torch.equal(getattr(mine, name).token, getattr(expected, name).token)
+    assert_close(mine.supervised.outcome.metric, bench.supervised.outcome.metric[rows], rtol=1e-4, atol=1e-4)
 
 
 # Scores
@@ -323,23 +599,25 @@ def test_wrong_requests_are_refused(stages, truth, topk):
 @given(st.lists(st.floats(-2, 3), min_size=1, max_size=6), st.data())
 def test_the_area_is_the_mean_over_log_k_and_stays_in_range(values, data):
     ks = sorted(data.draw(st.sets(st.integers(1, 64), min_size=len(values), max_size=len(values))))
-    found = area(torch.tensor(values, dtype=torch.double), ks).item()
+    mine = area(torch.tensor(values, dtype=torch.double), ks).item()
     grid = np.linspace(np.log(ks[0]), np.log(ks[-1]), 20_001)
-    assert found == pytest.approx(np.interp(grid, np.log(ks), np.clip(values, 0, 1)).mean(), abs=1e-3) and -1e-12 <= found <= 1 + 1e-12
+    expected = np.interp(grid, np.log(ks), np.clip(values, 0, 1)).mean()
+    assert mine == pytest.approx(expected, abs=1e-3) and -1e-12 <= mine <= 1 + 1e-12
     better = [v + 0.1 for v in values]
-    assert area(torch.tensor(better, dtype=torch.double), ks).item() >= found - 1e-12
+    assert area(torch.tensor(better, dtype=torch.double), ks).item() >= mine - 1e-12
 
 
 @given(st.floats(-3, 5))
 def test_effects_agree_most_at_one(e):
-    found = effect_agreement(torch.tensor(e, dtype=torch.double)).item()
-    assert found == pytest.approx(e if e <= 1 else 2 - e)
+    agreement = effect_agreement(torch.tensor(e, dtype=torch.double)).item()
+    assert agreement == pytest.approx(e if e <= 1 else 2 - e)
 
 
 @given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=2, max_size=12))
 def test_intervals_drawn_together_equal_intervals_drawn_alone(rows):
     columns = torch.tensor(rows)
-    both = intervals(columns, {"each": lambda m: m, "sum": lambda m: m.sum(-1, keepdim=True)}, n_resamples=100)
+    scores = {"each": lambda m: m, "sum": lambda m: m.sum(-1, keepdim=True)}
+    both = intervals(columns, scores, n_resamples=100)
     assert both["each"] == [pytest.approx(interval(columns[:, i], n_resamples=100)) for i in range(3)]
     assert both["sum"] == [pytest.approx(interval(columns, lambda m: m.sum(-1), n_resamples=100))]
 
@@ -347,13 +625,16 @@ def test_intervals_drawn_together_equal_intervals_drawn_alone(rows):
 def test_the_table_holds_every_number_once(controls, topk):
     for c in controls.values():
         table = summarise_control(c)
-        assert list(table.columns) == ["sae", "metric", "k", "value", "lo", "hi", "n"] and not table.duplicated(["sae", "metric", "k"]).any()
+        assert list(table.columns) == ["sae", "metric", "k", "value", "lo", "hi", "n"]
+        assert not table.duplicated(["sae", "metric", "k"]).any()
         ours = table[table.sae == topk.name]
-        assert {m: len(g) for m, g in ours.groupby("metric")} == {m: 1 if m in OVER_K else len(KS) for m in METRICS}
+        sizes = {metric: len(rows) for metric, rows in ours.groupby("metric")}
+        assert sizes == {metric: 1 if metric in OVER_K else len(KS) for metric in METRICS}
         assert ours[ours.metric.isin(OVER_K)].k.isna().all() and (ours.n == len(c.clean.token)).all()
         inside = table[table.value.notna()]
         assert ((inside.lo <= inside.value + 1e-9) & (inside.value <= inside.hi + 1e-9)).mean() > 0.95
         assert inside[inside.metric == "controllability"].value.between(0, 1).all()
         figure = plot_control(table, "edit effect")
         assert [len(ax.lines) for ax in figure.axes] == [3, 3]
-        assert list(figure.axes[0].lines[0].get_ydata()) == ours[ours.metric == "edit effect"].value.tolist()
+        effects = ours[ours.metric == "edit effect"].value.tolist()
+        assert list(figure.axes[0].lines[0].get_ydata()) == effects

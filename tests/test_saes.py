@@ -304,7 +304,8 @@ def dictionary(sizes=(5, 3, 2), d=12, products=(), unseen="error", weight=1.0):
     values = {name: [f"{name}{i}" for i in range(n)] for name, n in zip("ABC", sizes)}
 
     def features(attributes, values, seed):
-        return Features(tuple(attributes), tuple(values), draw(len(values), d, seed=seed), torch.ones(len(values)).long(), weight)
+        vectors, counts = draw(len(values), d, seed=seed), torch.ones(len(values)).long()
+        return Features(tuple(attributes), tuple(values), vectors, counts, weight)
     every = [features(name, [(v,) for v in values[name]], seed) for seed, name in enumerate(values)]
     for product in products:
         combinations = list(itertools.product(*(values[a] for a in product)))

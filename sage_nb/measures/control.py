@@ -162,10 +162,10 @@ def find_edits(
     order: Order | None = None,  # by default greedy
 ) -> dict[Node, LatentEdits]:
     "The moves at every node of the section."
-    batches = zip(bench.task.prompts.slices(bench.batch_size), latents)
     edits = {node: [] for node in bench.section.nodes}
     old, new = list(bench.task.attributes[bench.section.attribute]), bench.counterfactual.values
-    for rows, (source, counterfactual) in batches:
+    for rows, (source, counterfactual) in zip(bench.task.prompts.slices(bench.batch_size), latents, strict=True):
+        if counterfactual is None: raise ValueError("the counterfactuals were not read: an edit needs `read_latents` of both")
         for node, made in edits.items():
             here, there = source[node], counterfactual[node]
             priority = order and (order(node, old[rows], here), order(node, new[rows], there))
@@ -280,7 +280,7 @@ def edit_magnitude(m: ControlEvidence) -> Float[Tensor, "... k"]:
 def controllability(
     m: ControlEvidence,  # means over prompts
     ks: Sequence[int],
-    measure: str = "success",  # or "effect", as `Control.measure` says
+    measure: str = "success",  # or "effect", as `Bounds.measure` says
 ) -> Float[Tensor, "..."]:
     "The area under normalised control, in [0, 1]; 1 is the skyline."
     return area({"success": normalised_success, "effect": normalised_effect}[measure](m), ks)

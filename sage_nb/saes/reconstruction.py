@@ -20,7 +20,7 @@ from ..core.activations import HEAD_SITES, Node, Prompts, capture
 from ..core.attention import Attention, key_head, n_heads
 from .codes import Codes, SparseSAE
 from .projection import Projection, Reader, Selection, Writer
-from .routes import ROUTES, Share, shares
+from .routes import ROUTES, Share, node_shares
 from .sets import SAESet
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #678065b4
@@ -271,7 +271,7 @@ def decompose_batches(
 ) -> Iterator[tuple[slice, dict[Node, Decomposition]]]:
     "Batch by batch: rows, and each node's activation there as latents + bias + error."
     if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
-    plan = {node: shares(node, saes, route) for node in nodes}
+    plan = {node: node_shares(node, saes, route) for node in nodes}
     for rows, run in _runs(model, prompts, plan, saes, ProjectionSettings(route=route), batch_size):
         yield rows, {node: _decomposition(run, node_shares) for node, node_shares in plan.items()}
 
@@ -307,7 +307,7 @@ def reconstruct(
     batch_size: int = 64,
 ) -> dict[Node, Float[Tensor, "prompt d"]]:
     "The SAEs' reconstruction of the activation at each node."
-    plan = {node: shares(node, saes, settings.route) for node in nodes}
+    plan = {node: node_shares(node, saes, settings.route) for node in nodes}
     rebuilt = {node: [] for node in plan}
     for _, run in _runs(model, prompts, plan, saes, settings, batch_size):
         for node, node_shares in plan.items(): rebuilt[node].append(sum(_rebuilt(run, share) for share in node_shares))

@@ -40,7 +40,7 @@ def about(what: str):
     try: yield
     except ValueError as error: raise ValueError(f"{what}: {error}") from error
 
-
+# %% ../../nbs/2_tasks/23_items.ipynb #59a6b1a3
 def _check_item(item, attributes):
     text, answer = item.example.text, item.example.answer
     if not text.strip(): raise ValueError("an empty prompt; write one, or drop the row")

@@ -41,7 +41,7 @@ class Counterfactual:
         keep = torch.arange(len(self.values))[rows].tolist()
         return Counterfactual(self.prompts[rows], [self.values[i] for i in keep], self.distractors[rows])
 
-
+# %% ../../nbs/2_tasks/24_task.ipynb #615ec712
 @dataclass(frozen=True)
 class Task:
     "Prompts with attributes, named positions, answers and counterfactuals."
