@@ -1,5 +1,6 @@
-"""Test 1 and the score recomputed prompt by prompt, what must rank above what, and reports that survive saving and hostile names."""
+"""Test 1 and the score prompt by prompt, what must rank above what, reports that survive saving and hostile names."""
 import json
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -7,24 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from transformers import GPT2LMHeadModel
 
 from sage_nb.core.activations import Node, capture
-from sage_nb.measures.certificate import Criteria, certificate
-from sage_nb.truth.dictionaries import fit_dictionaries
-from sage_nb.report.evaluation import FLOOR, IDENTITY, SKYLINE, evaluate
-from sage_nb.saes.fidelity import check_saes
-from sage_nb.measures.faithfulness import TEST_1, faithfulness
 from sage_nb.core.intervals import interval, resample_counts
 from sage_nb.core.models import EMBEDDED
-from sage_nb.report.plots import to_html
-from sage_nb.saes.reconstruction import reconstruct
-from sage_nb.report.report import SageReport
-from sage_nb.saes.sets import SAESet, load_saes
-from sage_nb.saes.codes import SparseSAE
+from sage_nb.measures.certificate import Criteria, certificate
+from sage_nb.measures.faithfulness import TEST_1, Runs, faithfulness
 from sage_nb.measures.score import PARTS, Evidence, compare
-from sage_nb.truth.runs import set_stage
+from sage_nb.report.evaluation import FLOOR, IDENTITY, SKYLINE, evaluate
+from sage_nb.report.plots import to_html
+from sage_nb.report.report import SageReport
+from sage_nb.saes.codes import SparseSAE
+from sage_nb.saes.fidelity import check_saes
+from sage_nb.saes.reconstruction import reconstruct
+from sage_nb.saes.sets import SAESet, load_saes
+from sage_nb.truth.dictionaries import fit_dictionaries
+from sage_nb.truth.runs import editable, set_up
 
 KINDS = ("topk", "standard")
 ALONE = dict(tests=(1,), twins=False, progress=False)  # test 1 of the given SAEs
@@ -39,25 +41,47 @@ def part(task):
 @pytest.fixture(scope="module")
 def io_sections(sections):
     "Only the cross-sections of IO."
-    found = replace(sections, sections=tuple(sections.of("IO")))
-    assert {s.site for s in found} >= {"v", "z"}
-    return found
+    of_io = replace(sections, sections=tuple(sections.of("IO")))
+    assert {s.site for s in of_io} >= {"v", "z"}
+    return of_io
 
 
 @pytest.fixture(scope="module")
-def values(io_sections): return replace(io_sections, sections=tuple(s for s in io_sections if s.site == "v"))
+def values(io_sections):
+    return replace(io_sections, sections=tuple(s for s in io_sections if s.site == "v"))
 
 
 @pytest.fixture(scope="module")
 def trained(sae_sets):
-    found = [s for name, s in sae_sets.items() if not name.endswith("-random")]
-    if not found: pytest.skip("no SAE set is embedded")
-    return found[0]
+    sets = [saes for name, saes in sae_sets.items() if not name.endswith("-random")]
+    if not sets: pytest.skip("no SAE set is embedded")
+    return sets[0]
+
+
+def counting(saes, calls):
+    "The same SAEs, which count in `calls` how often each encodes, by its place."
+    def counted(sae):
+        def encode(x):
+            calls[sae.node] += 1
+            return sae.encoder(x)
+        return replace(sae, encoder=encode)
+    return replace(saes, saes={place: counted(sae) for place, sae in saes.saes.items()})
 
 
 @pytest.fixture(scope="module")
-def report(model, part, io_sections, truth, trained):
-    return evaluate(model, part, io_sections, truth, trained, ks=(1, 4), twins=False, progress=False)
+def evaluated(model, part, io_sections, truth, trained):
+    "A report, and how often each SAE's encoder was called for it, its check before the tests left out."
+    calls, nodes = Counter(), [node for section in io_sections for node in section.nodes]
+    saes = counting(trained, calls)
+    check_saes(model, part, saes, nodes)
+    in_check = Counter(calls)
+    report = evaluate(model, part, io_sections, truth, saes, ks=(1, 4), twins=False, progress=False)
+    calls.subtract(in_check + in_check)
+    return report, calls
+
+
+@pytest.fixture(scope="module")
+def report(evaluated): return evaluated[0]
 
 
 # Test 1 by a plain loop
@@ -66,74 +90,94 @@ def indicators(attributes, values):
     return np.stack([(attributes[a] == v).to_numpy(float) for a in values for v in values[a]], 1)
 
 
+def plain_supervised(attributes, x, train):
+    "The training mean and a vector per value, by NumPy's least squares."
+    values = {a: sorted(attributes[a].iloc[train].unique()) for a in attributes}
+    C, mean = indicators(attributes, values), x[train].mean(0)
+    vectors = np.linalg.lstsq(C[train], (x[train] - mean).double().numpy(), rcond=None)[0]
+    return mean + torch.from_numpy(C @ vectors).float()
+
+
+def plain_v(block, head, x_hat, x):
+    "The value that a head of transformers' GPT-2 computes from x_hat, with the scale of x."
+    rows = slice(256 + 32 * head, 288 + 32 * head)
+    normed = block.ln_1.weight * (x_hat - x_hat.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() + block.ln_1.bias
+    return (normed @ block.attn.c_attn.weight[:, rows] + block.attn.c_attn.bias[rows]).detach()
+
+
+def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
+
+
+def by_pca(tokens, k):
+    p = PCA(k).fit(tokens.double().numpy())
+    return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
+
+
+def plain_metric(model, task, i, position, values):
+    "The metric of prompt i with a value at some nodes."
+    def hook(value, node):
+        def edit(x, hook): x[0, position, node.head] = value
+        return edit
+    hooks, end = [(node.hook, hook(value, node)) for node, value in values], task.prompts.index("END")[i]
+    logits = model.run_with_hooks(task.prompts.tokens[i : i + 1], fwd_hooks=hooks)[0, end]
+    return (logits[task.answers[i]] - logits[task.distractors[i]]).item()
+
+
 def plain_test_1(model, task, nodes, saes):
-    """Metrics (clean, ablated, reconstructed, left out) per method with edits at v nodes, from transformers' weights,
-    NumPy, scikit-learn and one hooked run per prompt and intervention."""
+    """The runs of each method with edits at v nodes, from transformers' weights, NumPy, scikit-learn and one hooked run
+    per prompt and intervention."""
     hf = GPT2LMHeadModel.from_pretrained(EMBEDDED / "tiny-gpt2", dtype=torch.float32)
-    prompts, layers, role = task.prompts, {n.layer for n in nodes}, nodes[0].position
+    prompts, layers = task.prompts, {n.layer for n in nodes}
     caches = [model.run_with_cache(tokens[None])[1] for tokens in prompts.tokens]
-    at, end = prompts.index(role).tolist(), prompts.index("END").tolist()
+    at, end = prompts.index(nodes[0].position).tolist(), prompts.index("END").tolist()
     train, test = ([i for i in range(len(task)) if bool(task.held_out[i]) == out] for out in (False, True))
     streams = {layer: [c[f"blocks.{layer}.hook_resid_pre"][0] for c in caches] for layer in layers}
     seen = {layer: [x[1 : e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without <bos> and padding
-
-    def v(node, x_hat, x):
-        block, rows = hf.transformer.h[node.layer], slice(256 + 32 * node.head, 288 + 32 * node.head)
-        normed = block.ln_1.weight * (x_hat - x_hat.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() + block.ln_1.bias
-        return (normed @ block.attn.c_attn.weight[:, rows] + block.attn.c_attn.bias[rows]).detach()
-
-    def metric(i, put=()):
-        def hook(value, node):
-            def edit(x, hook): x[0, at[i], node.head] = value
-            return edit
-        hooks = [(n.hook, hook(value, n)) for n, value in put]
-        logits = model.run_with_hooks(prompts.tokens[i : i + 1], fwd_hooks=hooks)[0, end[i]]
-        return (logits[task.answers[i]] - logits[task.distractors[i]]).item()
-
     acts = {n: torch.stack([c[n.hook][0, p, n.head] for c, p in zip(caches, at)]) for n in nodes}
     means = {n: acts[n][train].mean(0) for n in nodes}
-    lists = {a: sorted(task.attributes[a].iloc[train].unique()) for a in task.attributes}
-    C, supervised = indicators(task.attributes, lists), {}
-    for n in nodes:
-        u = np.linalg.lstsq(C[train], (acts[n][train] - means[n]).double().numpy(), rcond=None)[0]
-        supervised[n] = means[n] + torch.from_numpy(C @ u).float()
-    methods = {FLOOR: {n: [means[n]] * len(task) for n in nodes}, SKYLINE: supervised, IDENTITY: acts}
 
     def through(decoders):
-        return {n: [v(n, decoders[n.layer](x[p]), x[p]) for x, p in zip(streams[n.layer], at)] for n in nodes}
-
-    def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
-
-    def by_pca(layer, k):
-        p = PCA(k).fit(torch.cat([seen[layer][i] for i in train[:256]]).double().numpy())
-        return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
+        hat = {}
+        for n in nodes:
+            here, decode, block = streams[n.layer], decoders[n.layer], hf.transformer.h[n.layer]
+            hat[n] = [plain_v(block, n.head, decode(x[p]), x[p]) for x, p in zip(here, at)]
+        return hat
     active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:64])) != 0 for layer in layers]
     k = round((sum(a.sum(1).float().mean() for a in active) / len(active)).item())
-    methods[saes.name] = through({layer: by_sae(saes.before(layer)) for layer in layers})
-    methods[f"PCA-{k}"] = through({layer: by_pca(layer, k) for layer in layers})
-    clean, ablated = ([metric(i, put) for i in test] for put in ((), [(n, means[n]) for n in nodes]))
-    return {name: torch.tensor([
-        clean, ablated, [metric(i, [(n, hat[n][i]) for n in nodes]) for i in test],
-        [metric(i, [(n, means[n] + acts[n][i] - hat[n][i]) for n in nodes]) for i in test]], dtype=torch.double).T
-        for name, hat in methods.items()}
+    fitted_on = {layer: torch.cat([seen[layer][i] for i in train[:256]]) for layer in layers}
+    methods = {
+        FLOOR: {n: [means[n]] * len(task) for n in nodes}, IDENTITY: acts,
+        SKYLINE: {n: plain_supervised(task.attributes, acts[n], train) for n in nodes},
+        saes.name: through({layer: by_sae(saes.before(layer)) for layer in layers}),
+        f"PCA-{k}": through({layer: by_pca(fitted_on[layer], k) for layer in layers})}
+
+    def in_each(put):
+        return torch.tensor([plain_metric(model, task, i, at[i], put(i)) for i in test], dtype=torch.double)
+    clean, ablated = in_each(lambda i: ()), in_each(lambda i: means.items())
+    runs = {}
+    for name, hat in methods.items():
+        put_in = in_each(lambda i: [(n, hat[n][i]) for n in nodes])
+        left_out = in_each(lambda i: [(n, means[n] + acts[n][i] - hat[n][i]) for n in nodes])
+        runs[name] = Runs(clean, ablated, put_in, left_out)
+    return runs
 
 
 def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values, trained):
     report = evaluate(model, part, values, fit_dictionaries(model, part, values), trained, **ALONE)
     assert len(values) == 1 and len({n.layer for n in values[0].nodes}) > 1
-    columns = plain_test_1(model, part, values[0].nodes, trained)
-    assert set(columns) == set(report.table.sae)
-    for name, runs in columns.items():
-        clean, ablated, put_in, left_out = (sum(c) / len(c) for c in runs.T.tolist())
+    recomputed, n = plain_test_1(model, part, values[0].nodes, trained), len(part.test)
+    assert set(recomputed) == set(report.table.sae)
+    for name, runs in recomputed.items():
+        clean, ablated, put_in, left_out = (sum(metrics.tolist()) / n for metrics in runs)
         expected = {"sufficiency": put_in / clean, "fraction recovered": (put_in - ablated) / (clean - ablated),
                     "necessity": 1 - abs(ablated - left_out) / abs(ablated - clean)}
         rows = report.table[(report.table.sae == name) & (report.table.test == 1)].set_index("metric")
         assert dict(rows.value) == pytest.approx(expected, abs=1e-5)
-        resampled = (resample_counts(len(runs)) @ runs / len(runs)).numpy()
-        recovered = (resampled[:, 2] - resampled[:, 1]) / (resampled[:, 0] - resampled[:, 1])
+        clean, ablated, put_in, _ = (resample_counts(n) @ torch.stack(runs, 1) / n).numpy().T
+        recovered = (put_in - ablated) / (clean - ablated)
         lo, hi = rows.loc["fraction recovered", ["lo", "hi"]]
         assert [lo, hi] == pytest.approx(np.percentile(recovered, [2.5, 97.5]), abs=1e-5)
-        assert (rows.n == len(part.test)).all()
+        assert (rows.n == n).all()
         score = np.mean([min(max(expected[m], 0), 1) for m in ("fraction recovered", "necessity")])
         assert report.scorecard().score[name] == pytest.approx(score, abs=1e-5)
 
@@ -142,7 +186,8 @@ def test_the_report_holds_the_certificate_and_counts_by_it(report, model, part, 
     alone, rows = certificate(model, part, io_sections, truth, probes=False), report.table[report.table.test == 0]
     assert set(rows.sae) == {SKYLINE}
     for row in rows.itertuples(): assert alone.measures[row.section][row.metric][:3] == (row.value, row.lo, row.hi)
-    together = report.table[(report.table.sae == SKYLINE) & (report.table.test < 2)].groupby("section").metric.agg(set).to_dict()
+    of_skyline = report.table[(report.table.sae == SKYLINE) & (report.table.test < 2)]
+    together = of_skyline.groupby("section").metric.agg(set).to_dict()
     assert together == {name: set(measures) for name, measures in alone.measures.items()}
     assert set(report.sections.section[report.sections.counts]) == set(alone.passed)
 
@@ -161,15 +206,39 @@ def test_two_evaluations_are_identical(model, part, values, truth, trained):
     assert one.settings == two.settings and one.notes == two.notes
 
 
+# What an evaluation costs
+
+def batches(n, size=64): return -(-n // size)
+
+
+def test_each_set_is_encoded_once_per_section_and_set_of_prompts(evaluated, part, io_sections):
+    "The held-out prompts, their counterfactuals and the training prompts, by the SAE of each layer of the section."
+    once, expected = 2 * batches(len(part.test)) + batches(len(part.train)), Counter()
+    for section in io_sections:
+        for layer in {node.layer for node in section.nodes}: expected[Node("resid_pre", layer)] += once
+    _, calls = evaluated
+    assert +calls == expected
+
+
+def test_no_forward_pass_is_repeated(model, part, values, truth, trained):
+    "One section of v, PCA and one SAE set, one move: rows of all prompts through the model, counted by hand."
+    report = evaluate(model, part, values, truth, trained, ks=(1,), twins=False, order_by_f1=False, progress=False)
+    section, = values
+    moves = report.table[report.table.metric == "moves"]
+    assert (moves.value == 1).all(), "every prompt that can be edited is moved at every node, so all of them are run"
+    test, train = len(part.test), len(part.train)
+    edited = int(editable(set_up(model, part, section, truth)).sum())
+    rows = {
+        "clean metric": test, "nodes, held out": test, "nodes, counterfactual": test,
+        "mean ablation": test, "counterfactual's nodes put in": test,
+        "supervised dictionary put in, and left out": 2 * test, "supervised edit": edited,
+        "streams of the SAEs and of PCA: held out, counterfactual, training": 2 * test + train,
+        "put in and left out: SAEs, PCA": 2 * 2 * test, "one move: SAEs, PCA, identity": 3 * edited,
+        "nodes, training, for the names of skyline and identity": train}
+    assert report.settings["forward passes of the task's prompts"] == round(sum(rows.values()) / len(part), 2)
+
+
 # What must rank above what
-
-def results(model, task, section, truth, sets):
-    "Columns of test 1 of the supervised dictionary and of each set."
-    stage = set_stage(model, task, section, truth)
-    made = [{n: truth[n].reconstruct(stage.task.attributes) for n in section.nodes}]
-    made += [reconstruct(model, stage.task.prompts, section.nodes, saes) for saes in sets]
-    return [faithfulness(stage, values) for values in made]
-
 
 def pair_of_sets(sae_sets, kind):
     names = [f"tiny-gpt2-res-{kind}", f"tiny-gpt2-res-{kind}-random"]
@@ -177,20 +246,31 @@ def pair_of_sets(sae_sets, kind):
     return [sae_sets[name] for name in names]
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def tried(request, model, task, sections, truth, sae_sets):
+    "By section, test 1 of the supervised dictionary, of trained SAEs and of their random twin."
+    sets, runs = pair_of_sets(sae_sets, request.param), {}
+    for section in sections:
+        bench = set_up(model, task, section, truth)
+        made = [{n: truth[n].reconstruct(bench.task.attributes) for n in section.nodes}]
+        made += [reconstruct(model, bench.task.prompts, section.nodes, saes) for saes in sets]
+        runs[section.name] = [faithfulness(bench, reconstruction) for reconstruction in made]
+    return runs
+
+
 @pytest.mark.parametrize("metric", ["fraction recovered", "necessity"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_trained_is_above_random_in_each_io_section(model, task, io_sections, truth, sae_sets, kind, metric):
+def test_trained_is_above_random_in_each_io_section(tried, io_sections, metric):
+    score = TEST_1[metric]
     for section in io_sections:
-        _, trained, twin = results(model, task, section, truth, pair_of_sets(sae_sets, kind))
-        difference = interval(torch.cat([trained, twin], 1), lambda m: TEST_1[metric](m[..., :4]) - TEST_1[metric](m[..., 4:]))
+        _, trained, twin = tried[section.name]
+        difference = interval([trained, twin], lambda means: score(means[0]) - score(means[1]))
         assert difference.lo > 0, f"{metric} in {section.name}: trained above random by {difference}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_score_ranks_skyline_trained_random(model, task, sections, truth, sae_sets, kind):
-    names, columns = (SKYLINE, "trained", "random"), zip(*(results(model, task, s, truth, pair_of_sets(sae_sets, kind)) for s in sections))
-    found = [[Evidence(s.name, c) for s, c in zip(sections, some)] for some in columns]
-    for better, worse, both in zip(found, found[1:], zip(names, names[1:])):
+def test_the_score_ranks_skyline_trained_random(tried):
+    names, by_method = (SKYLINE, "trained", "random"), zip(*tried.values())
+    evidence = [[Evidence(section, runs) for section, runs in zip(tried, method)] for method in by_method]
+    for better, worse, both in zip(evidence, evidence[1:], zip(names, names[1:])):
         comparison = compare(better, worse, both)
         assert comparison.difference.lo > 0 and comparison.verdict == f"{both[0]} scores higher than {both[1]}"
 
@@ -202,7 +282,8 @@ def test_the_score_is_the_mean_of_its_parts_over_what_is_defined(report):
         if name in (FLOOR, SKYLINE, IDENTITY): continue
         sections = []
         for s in report.sections[report.sections.counts].itertuples():
-            parts = [table[name, s.section, m].item() for m in ("fraction recovered", "necessity", "controllability", f"coverage of {s.attribute}")]
+            metrics = ("fraction recovered", "necessity", "controllability", f"coverage of {s.attribute}")
+            parts = [table[name, s.section, metric].item() for metric in metrics]
             parts = [min(max(part, 0), 1) for part in parts if part == part]
             sections.append(sum(parts) / len(parts))
         assert report.scorecard().score[name] == pytest.approx(sum(sections) / len(sections), abs=1e-6)
@@ -217,12 +298,14 @@ def test_what_reconstructs_perfectly_without_features_does_not_score_as_the_skyl
     assert card.score[SKYLINE] > card.score.drop(SKYLINE).max()
 
 
-def test_reports_of_the_same_prompts_can_be_compared_and_others_not(model, report, part, io_sections, truth, sae_sets, trained):
+def test_reports_of_the_same_prompts_can_be_compared_and_others_not(
+        model, report, part, io_sections, truth, sae_sets, trained):
     twin = f"{trained.name}-random"
     if twin not in sae_sets: pytest.skip("its twin is not embedded")
     other = evaluate(model, part, io_sections, truth, sae_sets[twin], ks=(1, 4), twins=False, progress=False)
     comparison = report.compare(trained.name, twin, other)
-    assert comparison.difference.lo > 0 and comparison.difference.value == pytest.approx(report.scorecard().score[trained.name] - other.scorecard().score[twin])
+    of_scores = report.scorecard().score[trained.name] - other.scorecard().score[twin]
+    assert comparison.difference.lo > 0 and comparison.difference.value == pytest.approx(of_scores)
     few = evaluate(model, part[torch.arange(len(part)) % 2 == 0], io_sections, truth, sae_sets[twin], **ALONE)
     with pytest.raises(ValueError, match="different prompts"): report.compare(trained.name, twin, few)
     with pytest.raises(ValueError, match="is not in the report"): report.compare("nobody", trained.name)
@@ -268,8 +351,8 @@ def test_every_embedded_set_is_accepted_for_its_own_model(model, task, sae_set):
 
 def test_a_trained_set_is_evaluated_beside_its_twin(model, part, values, truth, trained, sae_sets):
     if f"{trained.name}-random" not in sae_sets: pytest.skip("its twin is not embedded")
-    found = set(evaluate(model, part, values, truth, trained.name, tests=(1,), progress=False).table.sae)
-    rest = {name for name in found - {FLOOR, SKYLINE, IDENTITY} if not name.startswith("PCA-")}
+    methods = set(evaluate(model, part, values, truth, trained.name, tests=(1,), progress=False).table.sae)
+    rest = {name for name in methods - {FLOOR, SKYLINE, IDENTITY} if not name.startswith("PCA-")}
     assert rest == {trained.name, f"{trained.name}-random"}
 
 
@@ -284,9 +367,12 @@ def wrong_saes(kind, trained):
     return SAESet(kind, {(new := alter(s)).node: new for s in trained if s.node.site == "resid_pre"})
 
 
+FOREIGN = r"explains -\d.* at L\d.resid_pre: it does not belong to this model"
+
+
 @pytest.mark.parametrize("kind,message", [
-    ("shuffled decoder", r"SAE set 'shuffled decoder' explains -\d.* at L\d.resid_pre: it does not belong to this model"),
-    ("other origin", r"SAE set 'other origin' explains -\d.* at L\d.resid_pre: it does not belong to this model"),
+    ("shuffled decoder", rf"SAE set 'shuffled decoder' {FOREIGN}"),
+    ("other origin", rf"SAE set 'other origin' {FOREIGN}"),
     ("other width", "takes activations of width 64, got 128"),
     ("layers in reverse", "it does not belong to this model"),
 ])
@@ -307,15 +393,18 @@ def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
         assert bad.loc[place, "L0"] == good.loc[place, "L0"], "the encoder is the same"
         x = capture(model, part.prompts[:64], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
         x = torch.cat([row[1 : end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
-        x_hat = trained.before(layer).dense_encode(x.float()) @ trained.before(layer).W_dec + trained.before(layer).b_dec
+        sae = trained.before(layer)
+        x_hat = sae.dense_encode(x.float()) @ sae.W_dec + sae.b_dec
         r2 = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
         assert good.loc[place, "variance explained"] == pytest.approx(r2.item(), abs=1e-5)
 
 
 def test_wrong_requests_say_what_is_wrong(model, part, sections, values, truth, trained, tmp_path):
     with pytest.raises(ValueError, match="there is no cross-section to evaluate on: Pos +no cross-section: largest"):
-        evaluate(model, part, replace(sections, sections=(), scores={"Pos": sections.scores["Pos"]}), truth, trained)
-    with pytest.raises(ValueError, match="no cross-section counts: IO:v@IO: fraction recovered .* is not within 0 of 1"):
+        nowhere = replace(sections, sections=(), scores={"Pos": sections.scores["Pos"]})
+        evaluate(model, part, nowhere, truth, trained)
+    nothing_counts = "no cross-section counts: IO:v@IO: fraction recovered .* is not within 0 of 1"
+    with pytest.raises(ValueError, match=nothing_counts):
         evaluate(model, part, values, truth, trained, criteria=Criteria(tolerance=0), **ALONE)
     with pytest.raises(ValueError, match="no SAE of the residual stream before layer"):
         evaluate(model, part, values, truth, [perfect(0)], progress=False)
@@ -336,12 +425,13 @@ def hostile(model, part, values):
     "A report in which every name that a user can choose is an attack on the page."
     attack = "<b onclick=alert(1)>IO"
     edits = {attack if a == "IO" else a: c for a, c in part.counterfactuals.items()}
-    task = replace(part, name="<script>alert('task')</script>", attributes=part.attributes.rename(columns={"IO": attack}), counterfactuals=edits)
+    attributes = part.attributes.rename(columns={"IO": attack})
+    task = replace(part, name="<script>alert('task')</script>", attributes=attributes, counterfactuals=edits)
     section, scores = replace(values[0], attribute=attack), values.scores["IO"]
     truth = fit_dictionaries(model, task, [section])
     saes = load_saes([perfect(layer) for layer in range(4)], "<img src=x onerror=alert(1)>")
-    found = replace(values, sections=(section,), scores={section.attribute: scores})
-    return evaluate(model, task, found, truth, saes, ks=(1, 4), twins=False, progress=False)
+    renamed = replace(values, sections=(section,), scores={section.attribute: scores})
+    return evaluate(model, task, renamed, truth, saes, ks=(1, 4), twins=False, progress=False)
 
 
 def not_json(constant): raise AssertionError(f"{constant} is not JSON")
@@ -351,7 +441,8 @@ def not_json(constant): raise AssertionError(f"{constant} is not JSON")
 def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
     report = request.getfixturevalue(which)
     assert report.save(tmp_path) == tmp_path / "report.html"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["evidence.safetensors", "report.html", "report.json", "table.csv"]
+    files = ["evidence.safetensors", "report.html", "report.json", "table.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
     json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=not_json)
     again = SageReport.load(tmp_path)
     for name in ("table", "scores", "sections", "latents"):
@@ -359,6 +450,36 @@ def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
     pd.testing.assert_frame_equal(again.parts(), report.parts(), check_exact=True)
     assert again.settings == report.settings and again.notes == report.notes
     assert again.to_json() == report.to_json()
+
+
+def tensors_of(numbers, name):
+    "The tensors of nested NamedTuples, by the path to each."
+    if isinstance(numbers, torch.Tensor): return {name: numbers}
+    tensors = {}
+    for field, part in numbers._asdict().items(): tensors |= tensors_of(part, f"{name}.{field}")
+    return tensors
+
+
+@pytest.mark.parametrize("which", ["report", "hostile"])
+def test_every_tensor_of_the_evidence_comes_back_by_its_name(request, which, tmp_path):
+    report = request.getfixturevalue(which)
+    report.save(tmp_path)
+    again, expected = SageReport.load(tmp_path), {}
+    assert list(again.evidence) == list(report.evidence)
+    for method, evidence in report.evidence.items():
+        read = again.evidence[method]
+        assert [(e.section, e.measure, e.ks) for e in read] == [(e.section, e.measure, e.ks) for e in evidence]
+        for i, (before, after) in enumerate(zip(evidence, read)):
+            for kind in ("runs", "control", "coverage"):
+                wanted, got = (tensors_of(getattr(e, kind), kind) for e in (before, after))
+                assert list(wanted) == list(got)
+                for name, x in wanted.items(): torch.testing.assert_close(got[name], x, rtol=0, atol=0)
+                expected |= {f"{method}|{i}|{name}": x for name, x in wanted.items()}
+    saved = load_file(tmp_path / "evidence.safetensors")
+    assert set(saved) == set(expected)
+    for name in (f"{FLOOR}|0|runs.left_out", f"{SKYLINE}|0|control.edits.success", f"{IDENTITY}|0|coverage.holds"):
+        assert name in saved
+    for name, x in expected.items(): torch.testing.assert_close(saved[name], x, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["NaN", "BaNaNa SAE", "Infinity", "null", 'a "quoted" \\ name', "naïve ☃", "1e3"])
@@ -381,11 +502,13 @@ def test_numbers_that_are_not_finite_are_saved_as_strict_json(report, tmp_path):
     json.loads(odd.to_json(), parse_constant=not_json)
 
 
-def test_a_report_of_another_schema_is_refused(report, tmp_path):
+@pytest.mark.parametrize("schema", [1, 2, 99])
+def test_a_report_of_another_schema_is_refused(report, tmp_path, schema):
     report.save(tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
-    (tmp_path / "report.json").write_text(json.dumps(data | {"schema": 99}))
-    with pytest.raises(ValueError, match="has schema 99, this version reads 2"): SageReport.load(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(data | {"schema": schema}))
+    (tmp_path / "evidence.safetensors").unlink()  # is not looked at
+    with pytest.raises(ValueError, match=f"has schema {schema}, this version reads 3"): SageReport.load(tmp_path)
 
 
 class Page(HTMLParser):
