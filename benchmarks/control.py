@@ -3,7 +3,8 @@
 Both make the same greedy choice with the same closed form of the gain. The dense form computes it for all latents,
 taken out and put in, from one tensor prompts x 2 latents x d; ours only for the active ones. Random directions, 64
 latents active in each of source and counterfactual, 32 moves. Calls alternate; times are medians over rounds, and the
-ratio is the median of the ratios within a round. "largest" is the largest tensor that any operation forms, counted as it runs.
+ratio is the median of the ratios within a round. "largest" is the largest tensor that any operation forms, counted as
+it runs.
 
 python benchmarks/control.py [--quick]
 """

@@ -218,7 +218,7 @@ def _digest(x): return blake2b(x.cpu().contiguous().numpy().tobytes(), digest_si
 
 _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
 
-
+# %% ../../nbs/1_core/12_activations.ipynb #761fa4dc
 @contextmanager
 def remembered(
     most: int = 2**31,  # bytes to keep

@@ -78,7 +78,7 @@ def reads(
 class _Run:
     "One batch of prompts: what the true run holds, and what the SAEs make of it."
 
-    def __init__(self, maps: _Maps, prompts: Prompts, nodes: Iterable[Node], saes: SAESet, settings: ProjectionSettings):
+    def __init__(self, maps: _Maps, prompts: Prompts, nodes: list[Node], saes: SAESet, settings: ProjectionSettings):
         self.model, self.maps, self.prompts, self.saes, self.settings = maps.model, maps, prompts, saes, settings
         self._codes, self._rebuilt, self._patterns = {}, {}, {}
         self.acts = capture(self.model, prompts, reads(self.model, nodes, saes, settings), len(prompts))
