@@ -389,9 +389,9 @@ def _given(saes) -> list[SAESet]:
 def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESet], settings: Settings) -> None:
     "Let `remembered` have all that a section's trials read of the true runs, in one pass of each set of prompts."
     needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
-    capture(model, task.train.prompts, needed, settings.batch_size)
-    for prompts in (task.test.prompts, task.test.counterfactual(section.attribute).prompts):
-        capture(model, prompts, [*needed, *section.nodes], settings.batch_size)
+    wanted = [task.test.prompts, task.test.counterfactual(section.attribute).prompts]
+    if 3 in settings.tests: wanted.append(task.train.prompts)
+    for prompts in wanted: capture(model, prompts, [*section.nodes, *needed], settings.batch_size)
 
 
 def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:

@@ -17,9 +17,9 @@ from scipy.stats import binomtest, spearmanr
 from torch import Tensor
 
 from ..core.activations import Node
-from ..core.intervals import Estimate, interval, n_prompts
+from ..core.intervals import Estimate, intervals, n_prompts
 from ..discovery.sections import CrossSections
-from ..measures.score import PARTS, Evidence, sage_score, score_parts
+from ..measures.score import PARTS, Evidence, mean_of_parts, score_parts
 from .evaluation import evaluate
 from .report import SageReport
 from ..saes.baselines import supervised_as_sae
@@ -151,11 +151,12 @@ def validate_score(
 # %% ../../nbs/7_report/74_validation.ipynb #9818d7dc
 def _measures(evidence: Sequence[Evidence]) -> dict[str, Estimate]:
     "Score and parts."
-    numbers, measures = [e.numbers for e in evidence], {"score": sage_score(evidence)}
     defined = (~score_parts(evidence).isnan()).any(0)
+    scores = {"score": lambda m: mean_of_parts(score_parts(evidence, m))}
     for i, name in enumerate(PARTS):
-        if defined[i]: measures[name] = interval(numbers, lambda m, i=i: score_parts(evidence, m)[..., i].nanmean(-1))
-    return measures
+        if defined[i]: scores[name] = lambda m, i=i: score_parts(evidence, m)[..., i].nanmean(-1)
+    measures = intervals([e.numbers for e in evidence], scores)
+    return {name: estimate for name, (estimate,) in measures.items()}
 
 
 def interval_coverage(

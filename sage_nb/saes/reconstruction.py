@@ -284,7 +284,7 @@ def decompose_batches(
     if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
     plan = {node: node_shares(node, saes, route) for node in nodes}
     for rows, run in _runs(model, prompts, plan, saes, ProjectionSettings(route=route), batch_size):
-        yield rows, {node: _decomposition(run, node_shares) for node, node_shares in plan.items()}
+        yield rows, {node: _decomposition(run, wanted) for node, wanted in plan.items()}
 
 
 def decompose(
@@ -321,5 +321,5 @@ def reconstruct(
     plan = {node: node_shares(node, saes, settings.route) for node in nodes}
     rebuilt = {node: [] for node in plan}
     for _, run in _runs(model, prompts, plan, saes, settings, batch_size):
-        for node, node_shares in plan.items(): rebuilt[node].append(sum(_rebuilt(run, share) for share in node_shares))
+        for node, wanted in plan.items(): rebuilt[node].append(sum(_rebuilt(run, share) for share in wanted))
     return {node: torch.cat(parts) for node, parts in rebuilt.items()}
