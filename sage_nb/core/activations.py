@@ -184,7 +184,7 @@ def _capture(model, batch, nodes):
         return keep
 
     with hooked(model, [*((node.hook, keeper(node)) for node in nodes), _at_end(model, batch)]): _logits(model, batch)
-    return acts
+    return {node: acts[node] for node in nodes}  # in the order asked for, not in that of the hooks
 
 # %% ../../nbs/1_core/12_activations.ipynb #52f6e59e
 class _Memory(OrderedDict):
