@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sage_nb.core.activations import Node
-from sage_nb.measures.control import choose_edits
+from sage_nb.measures.edits import choose_edits
 from sage_nb.saes.reconstruction import Decomposition
 
 ACTIVE, STEPS = 64, 32

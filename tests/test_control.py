@@ -12,11 +12,11 @@ from sage_nb.core.activations import Node, Prompts, capture, count_passes
 from sage_nb.core.intervals import interval, intervals, means
 from sage_nb.measures.certificate import certify
 from sage_nb.measures.control import (
-    KS, METRICS, NO_EDIT, OVER_K, SKYLINE, Control, EditOutcomes, LatentEdits, area, choose_edits, control,
-    controllability, effect_agreement, find_edits, greedy, isolation, read_latents, run_edits, shares,
-    summarise_control)
+    KS, METRICS, NO_EDIT, OVER_K, SKYLINE, Control, EditOutcomes, area, control, controllability,
+    effect_agreement, isolation, run_edits, summarise_control)
+from sage_nb.measures.edits import LatentEdits, choose_edits, find_edits, greedy, read_latents, shares
 from sage_nb.measures.score import score_parts
-from sage_nb.report.evaluation import FLOOR, IDENTITY, Settings, try_section
+from sage_nb.report.trials import FLOOR, IDENTITY, Settings, try_section
 from sage_nb.report.plots import plot_control
 from sage_nb.saes.baselines import identity_sae, supervised_as_sae
 from sage_nb.saes.reconstruction import Decomposition, decompose

@@ -18,7 +18,8 @@ from sage_nb.core.models import EMBEDDED
 from sage_nb.measures.certificate import Criteria, certificate
 from sage_nb.measures.faithfulness import TEST_1, Runs, faithfulness
 from sage_nb.measures.score import PARTS, Evidence, compare
-from sage_nb.report.evaluation import FLOOR, IDENTITY, SKYLINE, evaluate
+from sage_nb.report.evaluation import SKYLINE, evaluate
+from sage_nb.report.trials import FLOOR, IDENTITY
 from sage_nb.report.plots import to_html
 from sage_nb.report.report import SageReport
 from sage_nb.saes.codes import SparseSAE
