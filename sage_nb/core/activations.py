@@ -52,6 +52,8 @@ class Node(NamedTuple):
         "The name of the TransformerLens hook that holds it."
         name = SITES.get(self.site) or _READ_ONLY.get(self.site)
         if name is None: raise ValueError(f"site {self.site!r} of node {self} is not known (has {', '.join(SITES)})")
+        if self.head is not None and self.site not in (*HEAD_SITES, "pattern", "scores"):
+            raise ValueError(f"node {self} names a head, and {self.site} has none")
         return f"blocks.{self.layer}.{name}"
 
     @classmethod
@@ -291,6 +293,7 @@ def _check(model, prompts, edits):
     known = model.hook_dict
     for node, value in edits.items():
         _require(known, node.hook)
+        if node.site not in SITES: raise ValueError(f"{node} can be read, but nothing can be put there")
         if len(value) != len(prompts):
             raise ValueError(f"the edit of {node} has {len(value)} rows for {len(prompts)} prompts")
 

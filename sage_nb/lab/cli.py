@@ -17,7 +17,7 @@ import sage_nb
 # %% ../../nbs/8_lab/82_cli.ipynb #04dac2cb
 def discover_command(
     model: str = "tiny-gpt2",  # embedded model, folder or hub name
-    task: str = "ioi",  # built-in task
+    task: str = "ioi",  # built-in task, or the JSON file of your own
     n: int = 1024,  # prompts
     seed: int = 0,  # of the prompts
     out: str = None,  # folder for sections.csv; by default nothing is written
@@ -38,7 +38,7 @@ def _discover(model, task, n, seed):
 # %% ../../nbs/8_lab/82_cli.ipynb #c1733be9
 def evaluate_command(
     model: str = "tiny-gpt2",  # embedded model, folder or hub name
-    task: str = "ioi",  # built-in task
+    task: str = "ioi",  # built-in task, or the JSON file of your own
     saes: str = "tiny-gpt2-res-topk",  # embedded set, folder or sae_lens release; several with commas
     n: int = 1024,  # prompts
     seed: int = 0,  # of the prompts
@@ -46,10 +46,11 @@ def evaluate_command(
     out: str = "results",  # folder for report.html, .json, table.csv, evidence.safetensors, and SAEBench's layout
 ):
     "Score SAEs on a task and write a report."
+    sets = [sage_nb.load_saes(name) for name in saes.split(",")]  # first: a wrong name should not cost a search
     loaded, made, sections = _discover(model, task, n, seed)
     choice = dict(products="auto", unseen="additive") if products else {}
     truth = sage_nb.fit_dictionaries(loaded, made, sections, **choice)
-    report = sage_nb.evaluate(loaded, made, sections, truth, [sage_nb.load_saes(name) for name in saes.split(",")])
+    report = sage_nb.evaluate(loaded, made, sections, truth, sets)
     print(report)
     report.save_saebench(Path(out) / "saebench")
     print("report:", report.save(out))

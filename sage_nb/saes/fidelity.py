@@ -89,7 +89,8 @@ def check_saes(
 ) -> pd.DataFrame:  # by place: variance explained, L0, loss recovered (nan for an SAE of one head or position)
     "Figures of the SAEs that the nodes need, on the task's tokens; an error where one does not belong to the model."
     prompts, rows = task.prompts[:max_prompts], {}
-    for place in sorted({saes.find(source).node for node in nodes for source in sources(node, saes, route)}):
+    places = {saes.find(source).node for node in nodes for source in sources(node, saes, route)}
+    for place in sorted(places, key=lambda node: (node.layer, str(node))):  # a head may be None
         sae, x = saes.find(place), sae_inputs(model, prompts, place)
         explained = variance_explained_by(sae, x)
         if explained < LEAST_EXPLAINED:

@@ -171,7 +171,7 @@ class Projection:
 
 # %% ../../nbs/5_saes/57_projection.ipynb #761bfeeb
 class Selection(NamedTuple):
-    "The path from a site to one of its heads: nothing but to take it out."
+    "The map from a site to one of its heads, which only takes that head's part out."
     part: slice = slice(None)  # of the heads side by side
     constant: float = 0.0
 

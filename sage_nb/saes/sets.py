@@ -148,7 +148,7 @@ def load_saes(
     device: str | None = None,  # by default the CPU, or where an object is
 ) -> SAESet:
     "A set of SAEs, one per layer."
-    if isinstance(source, SAESet): return source
+    if isinstance(source, SAESet): return replace(source, name=name) if name else source
     if not isinstance(source, (str, Path)):
         name = name or "own SAEs"
         return SAESet(name, _by_node(_load_objects(source, name, dtype, device), name))

@@ -196,7 +196,7 @@ def _place(role, spec, text) -> int | TokenIndex:
                          "give [start, end] within it")
     return TokenIndex(int(spec))
 
-
+# %% ../../nbs/2_tasks/23_items.ipynb #6e5fbce3
 def _text(row, key) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value: raise ValueError(f"{key} is {value!r}; a text is needed")
@@ -225,7 +225,9 @@ def _row_item(row, held_out: bool) -> Item:
     neutral = None
     if row.get("neutral"):
         with about("neutral"): neutral = _row_example({"answer": example.answer, **row["neutral"]})
-    return Item(example, attributes, changed, neutral, int(row.get("template", 0)), bool(row.get("held_out", held_out)))
+    judged = row.get("held_out", held_out)
+    if judged not in (True, False): raise ValueError(f"held_out is {judged!r}; give true or false")
+    return Item(example, attributes, changed, neutral, int(row.get("template", 0)), bool(judged))
 
 
 def items_from_rows(
