@@ -91,8 +91,8 @@ def estimates(
     n: int,  # prompts
 ) -> list[Estimate]:
     "Each number with its 95 % percentile interval."
-    lo, hi = torch.quantile(resampled.double().flatten(1) if resampled.dim() > 1 else resampled.double()[:, None],
-                            torch.tensor(LEVELS, dtype=torch.double), dim=0)
+    flat = resampled.double().reshape(len(resampled), value.numel())
+    lo, hi = torch.quantile(flat, torch.tensor(LEVELS, dtype=torch.double), dim=0)
     return [Estimate(*numbers, n) for numbers in zip(value.double().flatten().tolist(), lo.tolist(), hi.tolist())]
 
 

@@ -95,7 +95,7 @@ def area(
     ks: Sequence[int],
 ) -> Float[Tensor, "..."]:
     "The mean of a curve over log k, its values clipped to [0, 1] and joined by straight lines."
-    y = values.nan_to_num(0).clamp(0, 1)
+    y = values.nan_to_num(0, 0, 0).clamp(0, 1)  # a ratio to 0 says nothing
     if len(ks) == 1: return y[..., 0]
     x = torch.tensor(ks).to(y).log()
     return torch.trapezoid(y, x) / (x[-1] - x[0])
@@ -205,7 +205,7 @@ class Control:
     def floor(self) -> EditOutcomes:
         "No edit, one column."
         nothing = torch.zeros(len(self.clean.token), 1)
-        return EditOutcomes(self.clean.token[:, None], self.clean.metric[:, None], nothing, nothing, nothing)
+        return EditOutcomes(self.clean.token[:, None], self.clean.metric[:, None], nothing + 1, nothing, nothing)
 
     def _compare(self, outcomes: EditOutcomes | Outcome) -> Edit:
         return compare_edit(Outcome(outcomes.metric, outcomes.token), self.clean, self.target)
@@ -278,7 +278,8 @@ def estimates(self: Control, name: str) -> dict[str, list[Estimate]]:
 
 @patch
 def edge(self: Control, name: str) -> dict[str, Estimate]:
-    "What no edit and the supervised edit come to."
+    "What no edit (`NO_EDIT`) or the supervised edit (`SKYLINE`) comes to."
+    if name not in (SKYLINE, NO_EDIT): raise ValueError(f"edge {name!r} is not one of {SKYLINE}, {NO_EDIT}")
     outcomes = self.skyline if name == SKYLINE else self.floor
     isolated = outcomes.isolation if self.readable and name == SKYLINE else None
     scores = {"edit success": lambda m: m.edit.success, "edit effect": lambda m: edit_effect(m.edit, m.target),
@@ -325,6 +326,7 @@ def control(
     methods = {}
     with count_passes(bench.model, len(bench.task)) as passes:
         for saes in sets:
+            if saes.name in methods: raise ValueError(f"two SAE sets are called {saes.name!r}: rename one")
             edits = find_edits(bench, read_latents(bench, saes, route), ks[-1], order)
             methods[saes.name] = run_edits(bench, edits, ks)
         made = gather_control(bench, methods, ks)

@@ -18,7 +18,7 @@ from ..truth.runs import Workbench
 
 # %% ../../nbs/6_measures/61_faithfulness.ipynb #53ad9671
 class Runs(NamedTuple):
-    "The metric of each prompt in four runs of the model; or the means of that."
+    "The metric of each prompt, in nats, in four runs of the model; or the means of that."
     clean: Float[Tensor, "prompt"]  # nothing put in
     ablated: Float[Tensor, "prompt"]  # the training mean
     reconstructed: Float[Tensor, "prompt"]  # the reconstruction
@@ -26,17 +26,17 @@ class Runs(NamedTuple):
 
 
 def sufficiency(m: Runs) -> Float[Tensor, "..."]:
-    "Of mean metrics."
+    "Of mean metrics: the share of the clean one that is left with the reconstruction; 1 is best."
     return m.reconstructed / m.clean
 
 
 def fraction_recovered(m: Runs) -> Float[Tensor, "..."]:
-    "Of mean metrics."
+    "Of mean metrics: the share of what ablation costs that the reconstruction wins back; 1 is best."
     return (m.reconstructed - m.ablated) / (m.clean - m.ablated)
 
 
 def necessity(m: Runs) -> Float[Tensor, "..."]:
-    "Of mean metrics."
+    "Of mean metrics: how nearly what was left out does as badly as the mean; 1 is best."
     return 1 - (m.ablated - m.left_out).abs() / (m.ablated - m.clean).abs()
 
 

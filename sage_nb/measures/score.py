@@ -52,7 +52,7 @@ def section_parts(
     runs, control, coverage = numbers
     undefined = torch.full_like(runs.clean, torch.nan)
     parts = [
-        fraction_recovered(runs).nan_to_num(0), necessity(runs).nan_to_num(0),
+        fraction_recovered(runs).nan_to_num(0, 0, 0), necessity(runs).nan_to_num(0, 0, 0),
         controllability(control, evidence.ks, evidence.measure) if control and evidence.measure else undefined,
         share_covered(coverage) if coverage else undefined]
     return torch.stack(parts, -1).clamp(0, 1)
@@ -106,9 +106,12 @@ def check_comparable(
     b: Sequence[Evidence],
     names: tuple[str, str],
 ) -> None:
-    "An error if the two were not tried in the same sections and on as many prompts."
+    "An error if the two were not tried in the same sections, by the same tests and on as many prompts."
     if [e.section for e in a] != [e.section for e in b]:
         raise ValueError(f"{names[0]} and {names[1]} were not tried in the same cross-sections")
+    def asked(e): return e.control is None, e.coverage is None, e.measure, e.ks
+    if [asked(e) for e in a] != [asked(e) for e in b]:
+        raise ValueError(f"{names[0]} and {names[1]} were not put to the same tests with the same numbers of moves")
     n_a, n_b = (n_prompts([e.numbers for e in evidence]) for evidence in (a, b))
     if n_a != n_b:
         raise ValueError(f"{names[0]} was tried on {n_a} prompts, {names[1]} on {n_b}: "

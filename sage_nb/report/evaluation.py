@@ -22,11 +22,11 @@ from ..core.intervals import Estimate
 from ..core.models import model_hash
 from ..discovery.sections import CrossSection, CrossSections
 from ..measures.certificate import Criteria
-from ..measures.control import KS, SKYLINE, summarise_control
+from ..measures.control import KS, NO_EDIT, SKYLINE, summarise_control
 from ..measures.faithfulness import TEST_1, summarise
 from ..measures.score import PARTS, Evidence, sage_score, score_parts
 from .report import COLUMNS, SageReport
-from .trials import SectionTrial, Settings, baselines, try_section
+from .trials import FLOOR, IDENTITY, SectionTrial, Settings, baselines, try_section
 from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, reads
 from ..saes.routes import sources
@@ -157,9 +157,13 @@ def _given(saes) -> list[SAESet]:
     "The sets that a user means."
     several = isinstance(saes, (list, tuple))
     if several and not saes: raise ValueError("there are no SAEs to evaluate: the list is empty")
-    return [load_saes(s) for s in (saes if several and not hasattr(saes[0], "encode") else [saes])]
+    sets = [load_saes(s) for s in (saes if several and not hasattr(saes[0], "encode") else [saes])]
+    names = [FLOOR, NO_EDIT, SKYLINE, IDENTITY, *(s.name for s in sets)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice: raise ValueError(f"several methods are called {twice[0]!r}: give each SAE set a name of its own")
+    return sets
 
-
+# %% ../../nbs/7_report/74_evaluation.ipynb #6404c0ae
 def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESet], settings: Settings) -> None:
     "Let `remembered` have all that a section's trials read of the true runs, in one pass of each set of prompts."
     needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
@@ -211,7 +215,7 @@ def evaluate(
 ) -> SageReport:
     "Score SAEs on a task's held-out prompts, beside floor, skyline, identity, PCA and random decoders."
     projection = ProjectionSettings(scale, pattern, route)
-    settings = Settings(tuple(tests), projection, tuple(ks), criteria, twins, order_by_f1, batch_size)
+    settings = Settings(tuple(tests), projection, tuple(ks), criteria, batch_size)
     if not len(sections): raise ValueError(f"there is no cross-section to evaluate on: {'; '.join(sections.missing())}")
     given, nodes = _given(saes), [node for s in sections for node in s.nodes]
     figures = {s.name: check_saes(model, task, s, nodes, route) for s in given}

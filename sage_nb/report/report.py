@@ -40,7 +40,7 @@ class SageReport:
     table: pd.DataFrame  # one row per number, columns as in `COLUMNS`
     scores: pd.DataFrame  # one row per method: sae, score, lo, hi and the mean parts
     sections: pd.DataFrame  # one row per cross-section, with `counts` and why not
-    latents: pd.DataFrame  # the latents with the clearest names: sae, section, latent, predicate, f1, lo, hi, active
+    latents: pd.DataFrame  # clear names: set, section, sae (its place), latent, predicate, f1, lo, hi, active, always
     settings: dict  # model, task, discovery, seeds, versions, hashes
     notes: list[str]  # attributes without a cross-section, SAEs' own figures, what is not defined
     evidence: dict[str, list[Evidence]]  # method -> its evidence in the sections that count
@@ -71,6 +71,8 @@ class SageReport:
                 raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(report.evidence)})")
         if self.settings["task"].get("hash") != there.settings["task"].get("hash"):
             raise ValueError("the two reports are of different prompts: evaluate both SAEs on the same task object")
+        if self.settings["model"].get("hash") != there.settings["model"].get("hash"):
+            raise ValueError("the two reports are of different models: evaluate both SAEs on the same model")
         return compare(self.evidence[a], there.evidence[b], (a, b))
 
     def __str__(self):

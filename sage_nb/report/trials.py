@@ -43,11 +43,11 @@ class Settings:
     projection: ProjectionSettings = ProjectionSettings()
     ks: tuple[int, ...] = KS  # numbers of moves in test 2
     criteria: Criteria = Criteria()  # what the ground truth must show for a section to count
-    twins: bool = True  # also try a random decoder of the same shape beside each SAE
-    order_by_f1: bool = True  # in test 3, also edit by latents in the order of their F1
     batch_size: int = 64
 
-    def __post_init__(self): check_ks(self.ks)
+    def __post_init__(self):
+        check_ks(self.ks)
+        if not set(self.tests) <= {1, 2, 3}: raise ValueError(f"tests={self.tests} are not some of 1, 2, 3")
 
 # %% ../../nbs/7_report/73_trials.ipynb #a66bd68a
 FLOOR, IDENTITY = "mean ablation", "identity"
@@ -110,10 +110,10 @@ def activity_of(
 ) -> Activity:
     "Which latents are active at the section's nodes: the training prompts first, then the held-out ones."
     builder, train = ActivityBuilder(), task.train.prompts
-    route, batch_size = settings.projection.route, settings.batch_size
+    route, batch_size = settings.projection.route, bench.batch_size  # that the latents were read with
     for rows, parts in decompose_batches(bench.model, train, bench.section.nodes, saes, route, batch_size):
         for decomposition in parts.values(): builder.add(rows, decomposition.by_latent())
-    for rows, batch in zip(bench.task.prompts.slices(batch_size), latents):
+    for rows, batch in zip(bench.task.prompts.slices(batch_size), latents, strict=True):
         after = slice(len(train) + rows.start, len(train) + rows.stop)
         for decomposition in batch.source.values(): builder.add(after, decomposition)
     return builder.build(len(task))

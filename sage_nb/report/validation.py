@@ -41,7 +41,7 @@ def _some(n: int, r: float, generator: torch.Generator) -> Int[Tensor, "some"]:
 
 def add_noise(sae: SparseSAE, r: float, generator: torch.Generator) -> SparseSAE:
     "Every vector moved by a random one, r times as long as the mean vector is."
-    noise = torch.randn(sae.W_dec.shape, generator=generator)
+    noise = torch.randn(sae.W_dec.shape, generator=generator).to(sae.W_dec)
     size = sae.W_dec.norm(dim=-1).mean()
     return _recoded(sae, sae.W_dec + r * size * noise / noise.norm(dim=-1, keepdim=True), lambda codes: codes)
 
@@ -51,7 +51,9 @@ def drop_latents(sae: SparseSAE, r: float, generator: torch.Generator) -> Sparse
     gone = torch.zeros(sae.d_sae, dtype=torch.bool)
     gone[_some(sae.d_sae, r, generator)] = True
 
-    def recode(codes): return codes._replace(values=codes.values.masked_fill(gone[codes.indices], 0))
+    def recode(codes):
+        silent = gone.to(codes.indices.device)[codes.indices]
+        return codes._replace(values=codes.values.masked_fill(silent, 0))
     return _recoded(sae, sae.W_dec, recode)
 
 
@@ -64,7 +66,7 @@ def merge_latents(sae: SparseSAE, r: float, generator: torch.Generator, size: in
         into[mine] = mine[0]
         W_dec[mine] = sae.W_dec[mine].mean(0)
 
-    def recode(codes): return codes._replace(indices=into[codes.indices])
+    def recode(codes): return codes._replace(indices=into.to(codes.indices.device)[codes.indices])
     return _recoded(sae, W_dec, recode)
 
 
@@ -74,9 +76,10 @@ def split_latents(sae: SparseSAE, r: float, generator: torch.Generator, copies: 
     chosen[_some(sae.d_sae, r, generator)] = True
 
     def recode(codes):
-        token = torch.arange(codes.indices.numel()) // codes.indices.shape[-1]
-        turn = (token % copies).view(codes.indices.shape)
-        return codes._replace(indices=codes.indices * copies + torch.where(chosen[codes.indices], turn, 0))
+        device, shape = codes.indices.device, codes.indices.shape
+        token = torch.arange(codes.indices.numel(), device=device).view(shape) // shape[-1]
+        turn = torch.where(chosen.to(device)[codes.indices], token % copies, 0)
+        return codes._replace(indices=codes.indices * copies + turn)
     return _recoded(sae, sae.W_dec.repeat_interleave(copies, 0), recode)
 
 # %% ../../nbs/7_report/75_validation.ipynb #2e26a5f1

@@ -50,6 +50,7 @@ class _Ablation(NamedTuple):
     clean: Float[Tensor, "prompt"]
     ablated: Float[Tensor, "prompt"]
 
+
 # %% ../../nbs/4_truth/43_runs.ipynb #617e4631
 @dataclass(frozen=True)
 class Workbench:
