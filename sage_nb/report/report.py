@@ -42,7 +42,7 @@ class SageReport:
     sections: pd.DataFrame  # one row per cross-section, with `counts` and why not
     latents: pd.DataFrame  # clear names: set, section, sae (its place), latent, predicate, f1, lo, hi, active, always
     settings: dict  # model, task, discovery, seeds, versions, hashes
-    notes: list[str]  # attributes without a cross-section, SAEs' own figures, what is not defined
+    notes: list[str]  # attributes without a cross-section, SAEs' own figures, sections left out
     evidence: dict[str, list[Evidence]]  # method -> its evidence in the sections that count
     discovery: CrossSections | None = field(default=None)  # not saved
 
