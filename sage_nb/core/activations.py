@@ -64,6 +64,13 @@ class Node(NamedTuple):
         head = None if match["head"] is None else int(match["head"])
         return cls(match["site"], int(match["layer"]), head, match["position"])
 
+    @classmethod
+    def of(cls, node: "Node | str") -> "Node":
+        "The node itself, or the one that a text names."
+        if isinstance(node, cls): return node
+        if isinstance(node, str): return cls.parse(node)
+        raise TypeError(f"node {node!r} is neither a Node nor a text such as 'L9H6.q@END'")
+
 # %% ../../nbs/1_core/12_activations.ipynb #b82ea97a
 @dataclass(frozen=True)
 class Prompts:
