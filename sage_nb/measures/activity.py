@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.activations import Node, Prompts
 from ..saes.codes import Codes
-from ..saes.reconstruction import Decomposition, decompose_batches
+from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose_batches
 from ..saes.sets import SAESet
 
 # %% ../../nbs/6_measures/64_activity.ipynb #91101aab
@@ -102,11 +102,11 @@ def activity(
     nodes: Iterable[Node],  # of one cross-section, say
     saes: SAESet,
     min_share: float = 0.0,  # of the reconstruction, that an active latent must make up; 0 asks for any contribution
-    route: str = "read",  # of reconstruction, for z, attn_out and mlp_out
+    settings: ProjectionSettings = ProjectionSettings(),
     batch_size: int = 64,
 ) -> Activity:
     "Which latents are active at one of the nodes in each prompt."
     builder = ActivityBuilder(min_share)
-    for rows, decompositions in decompose_batches(model, prompts, nodes, saes, route, batch_size):
+    for rows, decompositions in decompose_batches(model, prompts, nodes, saes, settings, batch_size):
         for decomposition in decompositions.values(): builder.add(rows, decomposition.by_latent())
     return builder.build(len(prompts))

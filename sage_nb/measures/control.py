@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core.activations import Node, count_passes
 from ..core.intervals import Estimate, intervals
 from .edits import LatentEdits, Order, find_edits, read_latents
+from ..saes.reconstruction import ProjectionSettings
 from ..saes.sets import SAESet
 from ..truth.runs import Edit, Outcome, Workbench, compare_edit, disturbed, edit_effect
 
@@ -303,10 +304,12 @@ def summarise_control(
     return table.astype({"k": "Int64"})
 
 
-def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
-    "The numbers of moves, if they ascend from 1 or more."
-    ks = tuple(ks)
-    if not ks or ks[0] < 1 or list(ks) != sorted(set(ks)): raise ValueError(f"ks={ks} are not ascending numbers from 1")
+def check_ks(ks: Sequence[int] | int) -> tuple[int, ...]:
+    "The numbers of moves, if they ascend from 1 or more; one number is a sequence of one."
+    ks = (ks,) if isinstance(ks, int) else tuple(ks)
+    whole = all(isinstance(k, int) for k in ks)
+    if not ks or not whole or ks[0] < 1 or list(ks) != sorted(set(ks)):
+        raise ValueError(f"ks={ks} are not ascending numbers from 1; give some, such as {KS}")
     return ks
 
 
@@ -315,7 +318,7 @@ def control(
     sets: Iterable[SAESet],
     ks: Sequence[int] = KS,  # most moves at each node, ascending
     order: Order | None = None,  # in which latents are taken; by default greedy
-    route: str = "read",  # of the reconstruction
+    settings: ProjectionSettings = ProjectionSettings(),
 ) -> Control:
     "Edit the section's attribute with the latents of each SAE set, and run the model with every edit."
     ks, bench = check_ks(ks), bench.editing
@@ -327,7 +330,7 @@ def control(
     with count_passes(bench.model, len(bench.task)) as passes:
         for saes in sets:
             if saes.name in methods: raise ValueError(f"two SAE sets are called {saes.name!r}: rename one")
-            edits = find_edits(bench, read_latents(bench, saes, route), ks[-1], order)
+            edits = find_edits(bench, read_latents(bench, saes, settings), ks[-1], order)
             methods[saes.name] = run_edits(bench, edits, ks)
         made = gather_control(bench, methods, ks)
     return replace(made, passes=passes.forward)

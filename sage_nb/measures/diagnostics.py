@@ -21,7 +21,7 @@ from ..core.activations import Node
 from ..core.intervals import Estimate, interval, intervals
 from .faithfulness import Runs, faithfulness
 from .interpretability import Hits, Interpretations, f1, reaches
-from ..saes.reconstruction import Decomposition, decompose_batches
+from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose_batches
 from ..saes.sets import SAESet
 from ..truth.dictionaries import Dictionaries
 from ..truth.runs import Workbench
@@ -68,13 +68,13 @@ def add_by_level(
     saes: SAESet,
     levels: dict[Node, Int[Tensor, "latent"]],  # of `levels_of`
     n: int,  # number of levels
-    route: str = "read",
+    settings: ProjectionSettings = ProjectionSettings(),
 ) -> Layers:
     "The section's activations on the bench's prompts, decomposed and added up."
     nodes = bench.section.nodes
     reconstructions, sums = {node: [] for node in nodes}, {node: [] for node in nodes}
     present = torch.zeros(n, dtype=torch.bool)
-    for _, parts in decompose_batches(bench.model, bench.task.prompts, nodes, saes, route, bench.batch_size):
+    for _, parts in decompose_batches(bench.model, bench.task.prompts, nodes, saes, settings, bench.batch_size):
         for node, decomposition in parts.items():
             terms, level = decomposition.latents, _level(decomposition, levels, node)
             present[level[(terms != 0).any(-1)].cpu()] = True
@@ -97,13 +97,13 @@ def keep_interpretable(
     interpretations: Interpretations,  # of the activity of these SAEs at the section's nodes
     thresholds: Iterable[float] = THRESHOLDS,  # of F1, rising
     rest: str = "mean",  # what stands in for the latents that are dropped: their mean over the prompts, or "zero"
-    route: str = "read",
+    settings: ProjectionSettings = ProjectionSettings(),
 ) -> dict[float, Runs]:
     "By threshold: test 1 with only the latents whose F1 reaches it."
     thresholds, evidence = list(thresholds), {}
     if rest not in ("mean", "zero"): raise ValueError(f"rest {rest!r} is not one of mean, zero")
     if thresholds != sorted(set(thresholds)): raise ValueError(f"thresholds {thresholds} do not rise")
-    layers = add_by_level(bench, saes, levels_of(interpretations, saes, thresholds), len(thresholds) + 1, route)
+    layers = add_by_level(bench, saes, levels_of(interpretations, saes, thresholds), len(thresholds) + 1, settings)
     for i, threshold in enumerate(thresholds):
         if i and not layers.present[i]:
             evidence[threshold] = evidence[thresholds[i - 1]]

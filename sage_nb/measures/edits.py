@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.activations import Node
-from ..saes.reconstruction import Decomposition, decompose_batches
+from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose_batches
 from ..saes.sets import SAESet
 from ..truth.runs import Workbench
 
@@ -135,12 +135,12 @@ class Latents(NamedTuple):
 def read_latents(
     bench: Workbench,
     saes: SAESet,
-    route: str = "read",  # of the reconstruction
+    settings: ProjectionSettings = ProjectionSettings(),
     counterfactuals: bool = True,  # read them too; edits need them
 ) -> list[Latents]:
     "The latents of the bench's prompts and of their counterfactuals, batch by batch."
     def read(prompts):
-        for _, parts in decompose_batches(bench.model, prompts, bench.section.nodes, saes, route, bench.batch_size):
+        for _, parts in decompose_batches(bench.model, prompts, bench.section.nodes, saes, settings, bench.batch_size):
             yield {node: part.by_latent() for node, part in parts.items()}
     source = read(bench.task.prompts)
     if not counterfactuals: return [Latents(decompositions) for decompositions in source]

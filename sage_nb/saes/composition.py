@@ -21,7 +21,7 @@ from ..core.attention import Attention, key_head
 from ..truth.dictionaries import Dictionaries
 from ..truth.features import Dictionary
 from ..core.intervals import Estimate, interval
-from .projection import Reader, Writer
+from .projection import Reader, Writer, require_identity
 from ..tasks.task import Task
 
 # %% ../../nbs/5_saes/59_composition.ipynb #506782d9
@@ -147,7 +147,7 @@ def interactions(
     batch_size: int = 64,
 ) -> Interactions:
     "A head's attention score from one position to another, split by the features of query and key."
-    test, contributions = task.test, []
+    query, key, test, contributions = Node.of(query), Node.of(key), task.test, []
     for meeting in _meetings(model, test.prompts, query, key, batch_size):
         attributes = test.attributes.iloc[meeting.rows]
         query_parts = _parts(truth[query], meeting.query, attributes)
@@ -166,8 +166,8 @@ def value_scores(
     batch_size: int = 64,
 ) -> pd.DataFrame:
     "Mean contribution to the score of each value in the query with each value in the key, before any soft-cap."
+    query, key, total = Node.of(query), Node.of(key), 0
     in_query, in_key = truth[query][attributes[0]], truth[key][attributes[1]]
-    total = 0
     for meeting in _meetings(model, task.test.prompts, query, key, batch_size):
         u, v = (f.centred.to(meeting.query).expand(len(meeting.query), -1, -1) for f in (in_query, in_key))
         total = total + meeting.contributions(u, v).sum(0)
@@ -234,8 +234,10 @@ def composition(
     batch_size: int = 64,
 ) -> Composition:
     "How much of a head's features another head gets from an earlier one."
+    writer, reader = Node.of(writer), Node.of(reader)
     _check_pair(writer, reader)
     sent, own, test = truth[writer][attribute], truth[reader][attribute], task.test
+    require_identity(model, test.prompts, [("attn_out", writer.layer), (reader.site, reader.layer)])
     read, write = Reader.of(model, reader.site, reader.layer), Writer.of(model, writer.layer)
     stream, z = Node("resid_pre", reader.layer, None, reader.position), Node("z", writer.layer, None, reader.position)
     acts = capture(model, test.prompts, [stream, z], batch_size)
@@ -259,6 +261,7 @@ def compositions(
     batch_size: int = 64,
 ) -> pd.DataFrame:
     "Share and cosine of every pair in which the writer is in an earlier layer, at the same position."
+    writers, readers = ([Node.of(node) for node in nodes] for nodes in (writers, readers))
     pairs = [(w, r) for w in writers for r in readers if w.layer < r.layer and w.position == r.position]
     if not pairs: raise ValueError("no writer is in an earlier layer than a reader at the same position")
     rows = []

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from ..core.activations import HEAD_SITES, Node, Prompts, capture
 from ..core.attention import Attention, key_head, n_heads
 from .codes import Codes, SparseSAE
-from .projection import Projection, Reader, Selection, Writer
+from .projection import Projection, Reader, Selection, Writer, require_identity
 from .routes import ROUTES, Share, node_shares
 from .sets import SAESet
 
@@ -36,6 +36,11 @@ class ProjectionSettings:
         for field, known in {"scale": modes, "pattern": modes, "route": ROUTES}.items():
             word = getattr(self, field)
             if word not in known: raise ValueError(f"{field} {word!r} is not one of {', '.join(known)}")
+
+    @property
+    def is_frozen(self) -> bool:
+        "Whether scale and pattern are those of the true run."
+        return self.scale == self.pattern == "frozen"
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #a722a62a
 class _Maps:
@@ -57,9 +62,11 @@ def _share_reads(model, share: Share, settings: ProjectionSettings) -> list[Node
     "What must be known of the true run for one share of a node."
     node = share.node
     if share.kind == "write": return [share.source, node]
-    if share.kind == "direct" or node.site in ("q", "k", "v"): return [share.source]
-    if settings.pattern == "frozen": nodes = [share.source, Node("pattern", node.layer, None, node.position)]
-    else: nodes = [share.source, *Attention.reads(model, node.layer)]
+    if share.kind == "direct": return [share.source]
+    nodes = [share.source] if settings.is_frozen else [share.source, node]
+    if node.site in ("q", "k", "v"): return nodes
+    if settings.pattern == "frozen": nodes.append(Node("pattern", node.layer, None, node.position))
+    else: nodes += Attention.reads(model, node.layer)
     return nodes + [_heads(node)] if node.site == "attn_out" and settings.scale == "frozen" else nodes
 
 
@@ -149,9 +156,6 @@ def _projection(run: _Run, share: Share) -> Projection | Selection:
     if share.kind == "direct":
         takes_head = node.head is not None and stream.head is None
         return Selection.of_head(node.head, run.model.cfg.d_head) if takes_head else Selection()
-    count = n_heads(run.model, node.site) if node.site in HEAD_SITES else 0
-    if node.head is not None and not 0 <= node.head < count:
-        raise ValueError(f"head {node.head} of node {node} is not in this model (has {count})")
     if node.site in ("z", "attn_out"): return _attention_projection(run, node, stream)
     reader = run.maps.reader(node.site, node.layer)
     scale = reader.norm.scale(_seen(run, stream))
@@ -230,7 +234,8 @@ def _read(run: _Run, share: Share) -> _Parts:
     terms = (codes.weights.unsqueeze(-1) * sae.directions(codes.indices)).to(true)
     latents = projection.parts(terms)
     bias = projection.whole(sae.bias(codes).to(true)) + projection.constant
-    error = projection.whole(true - x_hat)
+    if share.kind == "direct" or run.settings.is_frozen: error = projection.whole(true - x_hat)
+    else: error = run.true(share.node).squeeze(1) - latents.sum((1, 2)) - bias
     return _Parts(share.sign * latents, codes.indices, share.sign * bias, share.sign * error)
 
 
@@ -264,11 +269,46 @@ def _decomposition(run: _Run, wanted: list[Share]) -> Decomposition:
         saes=tuple(run.saes.find(share.source).node for share in wanted),
         route="difference" if len(wanted) > 1 else wanted[0].kind)
 
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #75484f7d
+def _share_claims(share: Share, settings: ProjectionSettings) -> list[str]:
+    "The sites where a share's maps must agree with the model."
+    site, source = share.node.site, share.source.site
+    if share.kind == "direct": return []
+    if share.kind == "write":
+        written = ["resid_mid"] if source == "resid_mid" else ["mlp_out"]
+        return ["attn_out", *written] if site == "z" else written
+    claims = {"z": ["v", "z"], "attn_out": ["v", "z", "attn_out"]}.get(site, [site])
+    return claims + ["q", "k", "pattern"] if settings.pattern == "recomputed" and site in ("z", "attn_out") else claims
+
+
+def _claims(plan: dict[Node, list[Share]], settings: ProjectionSettings) -> list[tuple[str, int]]:
+    "What is claimed of the model by a plan: (site, layer)."
+    claims = []
+    for node, shares in plan.items():
+        sites = ["mlp_out"] if len(shares) > 1 else []  # a difference of streams
+        for share in shares: sites += _share_claims(share, settings)
+        claims += [(site, node.layer) for site in sites]
+    return claims
+
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #304fefcc
-def _runs(model, prompts: Prompts, plan: dict[Node, list[Share]], saes, settings, batch_size: int):
-    "Batch by batch: rows, and the run with all that the plan needs."
+def _check_heads(model, nodes: Iterable[Node]):
+    for node in nodes:
+        count = n_heads(model, node.site) if node.site in HEAD_SITES else 0
+        if node.head is None or 0 <= node.head < count: continue
+        raise ValueError(f"head {node.head} of node {node} is not in this model (has {count})")
+
+
+def _runs(model, prompts: Prompts, nodes: Iterable[Node | str], saes, settings: ProjectionSettings, batch_size: int):
+    "Batch by batch: rows, the run with all that the nodes need, and the plan for each node."
+    if not isinstance(settings, ProjectionSettings):
+        raise TypeError(f"settings {settings!r} are no ProjectionSettings: write ProjectionSettings(route='write'), say")
+    if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
+    plan = {node: node_shares(node, saes, settings.route) for node in map(Node.of, nodes)}
+    if not plan: raise ValueError("there are no nodes to project to: name at least one")
+    _check_heads(model, plan)
+    require_identity(model, prompts, _claims(plan, settings))
     maps = _Maps(model)
-    for rows in prompts.slices(batch_size): yield rows, _Run(maps, prompts[rows], list(plan), saes, settings)
+    for rows in prompts.slices(batch_size): yield rows, _Run(maps, prompts[rows], list(plan), saes, settings), plan
 
 
 @torch.no_grad()
@@ -277,13 +317,11 @@ def decompose_batches(
     prompts: Prompts,
     nodes: Iterable[Node],  # each one head of q, k, v or z, or attn_out, mlp_out or a stream, at a named position
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
-    route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
+    settings: ProjectionSettings = ProjectionSettings(),
     batch_size: int = 64,
 ) -> Iterator[tuple[slice, dict[Node, Decomposition]]]:
     "Batch by batch: rows, and each node's activation there as latents + bias + error."
-    if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
-    plan = {node: node_shares(node, saes, route) for node in nodes}
-    for rows, run in _runs(model, prompts, plan, saes, ProjectionSettings(route=route), batch_size):
+    for rows, run, plan in _runs(model, prompts, nodes, saes, settings, batch_size):
         yield rows, {node: _decomposition(run, wanted) for node, wanted in plan.items()}
 
 
@@ -292,13 +330,12 @@ def decompose(
     prompts: Prompts,
     nodes: Iterable[Node],  # each one head of q, k, v or z, or attn_out, mlp_out or a stream, at a named position
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
-    route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
+    settings: ProjectionSettings = ProjectionSettings(),
     batch_size: int = 64,
 ) -> dict[Node, Decomposition]:
-    "Each node's activation as latents + bias + error, with the scales and the attention pattern of the true run."
-    nodes = list(nodes)
-    batches = [parts for _, parts in decompose_batches(model, prompts, nodes, saes, route, batch_size)]
-    return {node: Decomposition.join([parts[node] for parts in batches]) for node in nodes}
+    "Each node's activation as latents + bias + error."
+    batches = [parts for _, parts in decompose_batches(model, prompts, nodes, saes, settings, batch_size)]
+    return {node: Decomposition.join([parts[node] for parts in batches]) for node in batches[0]}
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #0fd82bf6
 def _rebuilt(run: _Run, share: Share) -> Float[Tensor, "prompt d"]:
@@ -313,13 +350,12 @@ def reconstruct(
     model,
     prompts: Prompts,
     nodes: Iterable[Node],
-    saes: SAESet,
+    saes: SAESet | SparseSAE,
     settings: ProjectionSettings = ProjectionSettings(),
     batch_size: int = 64,
 ) -> dict[Node, Float[Tensor, "prompt d"]]:
     "The SAEs' reconstruction of the activation at each node."
-    plan = {node: node_shares(node, saes, settings.route) for node in nodes}
-    rebuilt = {node: [] for node in plan}
-    for _, run in _runs(model, prompts, plan, saes, settings, batch_size):
-        for node, wanted in plan.items(): rebuilt[node].append(sum(_rebuilt(run, share) for share in wanted))
-    return {node: torch.cat(parts) for node, parts in rebuilt.items()}
+    batches = []
+    for _, run, plan in _runs(model, prompts, nodes, saes, settings, batch_size):
+        batches.append({node: sum(_rebuilt(run, share) for share in wanted) for node, wanted in plan.items()})
+    return {node: torch.cat([rebuilt[node] for rebuilt in batches]) for node in batches[0]}
