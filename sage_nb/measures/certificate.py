@@ -33,8 +33,13 @@ class Criteria:
     "What a dictionary must show on held-out prompts in a cross-section to count as ground truth there."
     min_r2: float = 0.0  # the interval of R² must lie above
     tolerance: float = 0.5  # fraction recovered, necessity and edit effect must be this near to 1, intervals above 0
-    max_off_target: float = 0.1  # share of prompts
+    max_off_target: float = 0.1  # share of prompts; no interval may reach above
     min_prompts: int = 10  # held-out prompts that can be edited; with fewer, edits prove nothing
+
+    def __post_init__(self):
+        for name, least in (("tolerance", 0), ("max_off_target", 0), ("min_prompts", 2)):
+            value = getattr(self, name)
+            if not value >= least: raise ValueError(f"{name}={value} is below {least}, the least that means something")
 
     def failures(self, measures: dict[str, Estimate]) -> list[str]:
         "What is wrong, in words; empty if nothing is."
@@ -56,8 +61,8 @@ class Criteria:
 
     def _off_target(self, measures) -> list[str]:
         changes = {name: e for name, e in measures.items() if name.startswith("off-target")}
-        too_large = {name: e for name, e in changes.items() if e.value > self.max_off_target}
-        return [f"{name} {e} is above {self.max_off_target:g}" for name, e in too_large.items()]
+        not_small = {name: e for name, e in changes.items() if not e.hi <= self.max_off_target}
+        return [f"{name} {e} is not below {self.max_off_target:g}" for name, e in not_small.items()]
 
     def _far(self, measures, name) -> list[str]:
         e = measures[name]
