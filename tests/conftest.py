@@ -25,7 +25,7 @@ from sage_nb.lab.zoo import build_model, build_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("gpt2", "pythia", "gemma")
-RANDOM = ("gpt2", "gpt2-hooked", "pythia", "gemma")
+RANDOM = ("gpt2", "gpt2-hooked", "pythia", "pythia-hooked", "gemma", "gemma-hooked")
 
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
 settings.load_profile("same")

@@ -17,8 +17,9 @@ from sage_nb.core.activations import HEAD_SITES, Node, capture, hooked
 from sage_nb.discovery.attribution import all_nodes
 from sage_nb.core.models import EMBEDDED, load_model
 from sage_nb.saes.adapters import from_sae_lens
+from sage_nb.saes.baselines import identity_sae
 from sage_nb.saes.codes import MOST_FORMED
-from sage_nb.saes.projection import Norm, Reader
+from sage_nb.saes.projection import Norm, Reader, _agreed, require_identity
 from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct
 from sage_nb.saes.routes import route_taken
 from sage_nb.saes.sets import SAESet, load_saes
@@ -107,8 +108,9 @@ def test_parts_sum_to_the_truth_for_every_kind_of_sae_at_every_site(every_model,
         saes = random_set(kind, capture(model, prompts, places))
         written = nodes[3:]  # z, attn_out and mlp_out
         for route, here in [("read", written)] if where == "site" else [("read", nodes), ("write", written)]:
-            rebuilt = reconstruct(model, prompts, here, saes, ProjectionSettings(route=route))
-            for node, parts in decompose(model, prompts, here, saes, route).items():
+            how = ProjectionSettings(route=route)
+            rebuilt = reconstruct(model, prompts, here, saes, how)
+            for node, parts in decompose(model, prompts, here, saes, how).items():
                 off = parts.latents.sum(1) + parts.bias + parts.error - true[node]
                 relative = (off.norm() / true[node].norm()).item()
                 assert relative <= 1e-5, f"{where} {parts.route} {node}: {relative:.1e}"
@@ -323,6 +325,61 @@ def test_reconstruction_with_frozen_scale_is_everything_but_the_error(random_mod
         parts = decompose(random_model, prompts, [node], saes.before(node.layer))[node]
         assert_close(value, parts.reconstruction, rtol=1e-4, atol=1e-5)
         assert_close(value + parts.error, capture(random_model, prompts, [node])[node], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale,pattern", [("recomputed", "frozen"), ("frozen", "recomputed"), ("recomputed",) * 2])
+def test_recomputed_parts_are_the_recomputed_reconstruction_and_sum_to_the_truth(random_model, scale, pattern):
+    prompts, saes, how = load_task("ioi", random_model, n=24)[:9].prompts, random_saes(), ProjectionSettings(scale, pattern)
+    nodes = [*all_nodes(random_model, ["S2", "END"])[::9], Node("attn_out", 2, None, "END"), Node("mlp_out", 1, None, "END")]
+    true, rebuilt = capture(random_model, prompts, nodes), reconstruct(random_model, prompts, nodes, saes, how)
+    frozen, changed = reconstruct(random_model, prompts, nodes, saes), 0
+    for node, parts in decompose(random_model, prompts, nodes, saes, how, 4).items():
+        assert_close(parts.reconstruction, rebuilt[node], rtol=1e-4, atol=1e-4)
+        assert_close(parts.reconstruction + parts.error, true[node], rtol=1e-4, atol=1e-4)
+        changed = max(changed, (rebuilt[node] - frozen[node]).abs().max().item())
+    assert changed > 1e-3, "recomputed and frozen give the same: the test shows nothing"
+
+
+# The model must agree with the maps
+
+def test_an_identity_sae_is_exact_where_one_layer_shares_key_heads(random_models):
+    model = random_models["gemma-hooked"]
+    prompts = load_task("ioi", model, n=24)[:9].prompts
+    saes = SAESet("identity", {Node("resid_pre", 0): identity_sae(model.cfg.d_model, Node("resid_pre", 0))})
+    nodes = [node for node in all_nodes(model, ["IO", "END"]) if node.layer == 0]
+    for node, true in capture(model, prompts, nodes).items():
+        rebuilt = reconstruct(model, prompts, [node], saes)[node]
+        assert (rebuilt - true).norm() <= 1e-5 * true.norm(), node
+
+
+@pytest.mark.parametrize("site", HEAD_SITES)
+def test_nothing_is_projected_to_a_site_where_the_model_does_something_else(random_models, site):
+    model = random_models["gemma"]
+    prompts, saes = load_task("ioi", model, n=24)[:9].prompts, random_saes()
+    point = model.hook_dict[Node(site, 3).hook]
+    for wrong in (lambda x: 2 * x, lambda x: x.flip(2)):  # scaled; heads in another order
+        hook = point.register_forward_hook(lambda module, inputs, x: wrong(x))
+        with pytest.raises(ValueError, match=f"{site} of layer 3 is not what this model's weights and stream say"):
+            require_identity_anew(model, prompts, [(site, 3)])
+        hook.remove()
+    decompose(model, prompts, [Node(site, 3, 1, "END")], saes)
+
+
+def require_identity_anew(model, prompts, claims):
+    _agreed.pop(model, None)
+    require_identity(model, prompts, claims)
+
+
+def test_decomposing_asks_the_model_first(random_models, monkeypatch):
+    model, asked = random_models["pythia"], []
+    monkeypatch.setattr("sage_nb.saes.reconstruction.require_identity", lambda m, p, claims: asked.extend(claims))
+    prompts, saes = load_task("ioi", model, n=24)[:4].prompts, random_saes()
+    how = ProjectionSettings(pattern="recomputed")
+    decompose(model, prompts, [Node("q", 1, 0, "END"), Node("z", 2, 1, "END"), Node("mlp_out", 1, None, "END")], saes, how)
+    assert {("q", 1), ("v", 2), ("z", 2), ("pattern", 2), ("q", 2), ("k", 2), ("mlp_out", 1), ("attn_out", 1)} <= set(asked)
+    asked.clear()
+    reconstruct(model, prompts, [Node("z", 2, 1, "END")], saes, ProjectionSettings(route="write"))
+    assert set(asked) == {("attn_out", 2), ("mlp_out", 2)}
 
 
 def test_one_entry_per_latent_keeps_the_sum(random_model):
