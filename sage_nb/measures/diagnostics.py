@@ -102,7 +102,8 @@ def keep_interpretable(
     "By threshold: test 1 with only the latents whose F1 reaches it."
     thresholds, evidence = list(thresholds), {}
     if rest not in ("mean", "zero"): raise ValueError(f"rest {rest!r} is not one of mean, zero")
-    if thresholds != sorted(set(thresholds)): raise ValueError(f"thresholds {thresholds} do not rise")
+    if not thresholds or thresholds != sorted(set(thresholds)):
+        raise ValueError(f"thresholds {thresholds} do not rise: give F1 values such as {THRESHOLDS[::5]}")
     layers = add_by_level(bench, saes, levels_of(interpretations, saes, thresholds), len(thresholds) + 1, settings)
     for i, threshold in enumerate(thresholds):
         if i and not layers.present[i]:
@@ -165,6 +166,7 @@ def oversplitting(
     min_active: int = 5,  # least number of prompts, of those to find interpretations on, with the latent active
 ) -> pd.DataFrame:
     "By value: latents specific to it, F1 of the best latent, F1 of all specific latents together, each with lo and hi."
+    if not 0 < precision <= 1: raise ValueError(f"precision={precision} is no share of prompts: it must be in (0, 1]")
     scoring, attributes = interpretations.scoring, interpretations.attributes
     found_on, scored_on = interpretations.activity.on[~scoring], interpretations.activity.on[scoring]
     n_active = found_on.sum(0)

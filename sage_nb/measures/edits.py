@@ -154,6 +154,7 @@ def find_edits(
     order: Order | None = None,  # by default greedy
 ) -> dict[Node, LatentEdits]:
     "The moves at every node of the section."
+    if k < 1: raise ValueError(f"k={k} moves exchange nothing: give 1 or more")
     edits = {node: [] for node in bench.section.nodes}
     old, new = list(bench.task.attributes[bench.section.attribute]), bench.counterfactual.values
     for rows, (source, counterfactual) in zip(bench.task.prompts.slices(bench.batch_size), latents, strict=True):

@@ -165,11 +165,19 @@ def plot_scores(
     return fig
 
 # %% ../../nbs/7_report/71_plots.ipynb #8596fcb9
+def _table(results) -> pd.DataFrame:
+    "The table of a report, or the table itself."
+    table = getattr(results, "table", results)
+    if isinstance(table, pd.DataFrame): return table
+    raise TypeError(f"there is nothing to draw in {type(results).__name__} {results!r}: give a report, or its table")
+
+
 def plot_faithfulness(
-    table: pd.DataFrame,  # `SageReport.table`: columns sae, section, metric, value, lo, hi
+    table: pd.DataFrame,  # `SageReport.table`: columns sae, section, metric, value, lo, hi; or the report
     metrics: tuple[str, ...] = ("fraction recovered", "necessity"),
 ) -> Figure:
     "Bars of test 1 with intervals, per cross-section and method."
+    table = _table(table)
     table = table[table.metric.isin(metrics) & table.value.notna()]
     if table.empty:
         raise ValueError(f"there is nothing to draw: no row of the table has a value for {' or '.join(metrics)}")
@@ -191,6 +199,7 @@ def plot_control(
     metric: str = "edit success",
 ) -> Figure:
     "A metric against k and against the weight removed, with intervals."
+    table = _table(table)
     rows = table[(table.metric == metric) & table.value.notna()]
     curves, edges = rows[rows.k.notna()], rows[rows.k.isna()]
     if curves.empty: raise ValueError(f"there is nothing to draw: no row of the table has {metric!r} for any k")
@@ -215,10 +224,11 @@ def plot_control(
 
 # %% ../../nbs/7_report/71_plots.ipynb #2185e96c
 def plot_edits(
-    table: pd.DataFrame,  # `SageReport.table`
+    table: pd.DataFrame,  # `SageReport.table`, or the report
     metric: str = "edit success",
 ) -> Figure:
     "Test 2: a metric against the number of moves per node, one panel per cross-section."
+    table = _table(table)
     rows = table[(table.test == 2) & (table.metric == metric) & table.value.notna()]
     if rows.empty: raise ValueError(f"there is nothing to draw: no row of test 2 has a value for {metric!r}")
     sections, colours = rows.section.unique(), _colours(rows[rows.k.notna()].sae)
