@@ -3,7 +3,6 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test may need the network
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,8 +65,8 @@ def truth(model, task, sections): return fit_dictionaries(model, task, sections)
 
 @pytest.fixture(scope="session")
 def sae_sets():
-    "The embedded SAE sets by name, cut off from their twins so that nothing else is evaluated beside them."
-    return {name: replace(load_saes(name), twin=None) for name in complete_sets()}
+    "The embedded SAE sets by name."
+    return {name: load_saes(name) for name in complete_sets()}
 
 
 @pytest.fixture(params=complete_sets())

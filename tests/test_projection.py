@@ -233,7 +233,7 @@ def test_mlp_out_is_the_difference_of_the_streams(random_models, family):
     assert parts.route == "difference"
     assert parts.saes == (Node("resid_pre", 3), Node("resid_pre", 2), Node("resid_pre", 2))
     if family == "pythia": return
-    middle = SAESet("middle", saes.saes | {mid._replace(position=None): saes.before(1)})
+    middle = SAESet("middle", saes.saes | {(there := mid._replace(position=None)): replace(saes.before(1), node=there)})
     expected = saes.before(3).reconstruct(x[post]) - saes.before(1).reconstruct(capture(model, prompts, [mid])[mid])
     assert_close(reconstruct(model, prompts, [node], middle)[node], expected, rtol=1e-4, atol=1e-4)
 

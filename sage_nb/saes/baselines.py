@@ -6,6 +6,7 @@
 __all__ = ['pca_sae', 'identity_sae', 'random_decoder', 'supervised_as_sae']
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #81e74ef5
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,41 +20,64 @@ from ..truth.features import Dictionary, Features
 from .codes import Codes, Pursuit, SparseSAE, normalised, widen
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #050e5c2c
+def _check_activations(x, what: str, least: int = 1):
+    "Refuse what a baseline cannot be made of."
+    if not isinstance(x, Tensor) or x.ndim != 2 or len(x) < least:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{what} is made of activations of {least} tokens or more, (token, d_in), not of {got}")
+    if not x.isfinite().all():
+        raise ValueError(f"{what} is made of activations that are nan or infinite: look at the model's dtype")
+
+
 def pca_sae(
     x: Float[Tensor, "token d_in"],  # activations to fit on
     k: int,  # components; at most d_in
-    node: Node,
+    node: Node | str,
     name: str = "PCA",
 ) -> SparseSAE:
     "The first `k` principal components as an SAE whose latents are all active (and may be negative)."
-    if not 0 < k <= x.shape[-1]: raise ValueError(f"k={k} components are not in 1 … {x.shape[-1]}")
+    _check_activations(x, name, 2)
+    if not isinstance(k, int) or not 0 < k <= x.shape[-1]:
+        raise ValueError(f"k={k!r} components are not in 1 … {x.shape[-1]}, the width of the activations")
     mean = x.mean(0)
     _, vectors = torch.linalg.eigh(torch.cov((x - mean).double().T))  # ascending
     directions = vectors.T.flip(0)[:k].to(x)
-    return SparseSAE(node, directions, mean, lambda y: (y - mean) @ directions.T, name)
+    return SparseSAE(node, directions, mean, lambda y: (y - mean) @ directions.T, name, architecture="pca")
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #f0e8ef7c
 def identity_sae(
     d_in: int,
-    node: Node,
+    node: Node | str,
     name: str = "identity",
 ) -> SparseSAE:
     "Each entry of the activation as a latent of its own."
-    return SparseSAE(node, torch.eye(d_in), torch.zeros(d_in), lambda y: y, name)
+    if not isinstance(d_in, int) or d_in < 1:
+        raise ValueError(f"d_in={d_in!r} is no width of activations: give 1 or more")
+    return SparseSAE(node, torch.eye(d_in), torch.zeros(d_in), lambda y: y, name, architecture="identity")
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #eabe12da
+def _generator_at(node: Node, seed: int) -> torch.Generator:
+    "Random numbers of a place: others at every other one."
+    digest = hashlib.sha256(f"{seed} {node}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 def random_decoder(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # for the number of active latents, and for the mean, which becomes b_dec
-    seed: int = 0,
+    seed: int = 0,  # with the SAE's place, for the directions
 ) -> SparseSAE:
     "An SAE of the same shape at the same place with random unit directions, whose codes are found by matching pursuit."
+    if not isinstance(sae, SparseSAE):
+        raise TypeError(f"{type(sae).__name__} is no SparseSAE: give one SAE at a time, as saes.before(3)")
+    _check_activations(x, f"the random decoder beside SAE {sae.name!r}")
     l0 = min(max(round(sae.encode(x).l0), 1), sae.d_in)
-    W_dec = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed))
+    W_dec = torch.randn(sae.W_dec.shape, generator=_generator_at(sae.node, seed))
     W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(sae.W_dec)
     b_dec = normalised(x.to(W_dec.device, widen(W_dec).dtype), sae.normalise)[0].mean(0)
     pursuit = Pursuit(W_dec, l0)
-    return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), f"{sae.name}, random decoder", sae.normalise)
+    name, kind = f"{sae.name}, random decoder", "random decoder"
+    return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), name, sae.normalise, kind)
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #cdfa50e2
 _Choice = dict[str, Int[Tensor, "prompt"]]  # attribute -> the index of the value chosen in each prompt
@@ -141,10 +165,13 @@ class _Nearest:
 
 def supervised_as_sae(
     dictionary: Dictionary,
-    node: Node,  # of the dictionary: one head at a named position
+    node: Node | str,  # of the dictionary: one head at a named position
     name: str = "supervised",
 ) -> SparseSAE:
     "A supervised dictionary as an SAE: one latent per value of each attribute and product, in the dictionary's order."
+    if not isinstance(dictionary, Dictionary) or not dictionary.features:
+        raise TypeError(f"{type(dictionary).__name__} is no dictionary of one node with features: give truth[node]")
     W_dec = torch.cat([f.weighted for f in dictionary.features])
     lookups = tuple(_Lookup.of(dictionary, f) for f in dictionary.features)
-    return SparseSAE(node, W_dec, dictionary.mean, _Nearest(dictionary.mean, lookups), name)
+    encoder = _Nearest(dictionary.mean, lookups)
+    return SparseSAE(node, W_dec, dictionary.mean, encoder, name, architecture="supervised")

@@ -33,14 +33,18 @@ def _stream_after(node: Node, saes: SAESet) -> Node:
     raise ValueError(f"SAE set {saes.name!r} has no SAE of the residual stream after {node}, at {wanted}")
 
 
-def _check_node(node: Node):
-    "Refuse nodes for which no SAE can speak."
+def _asked(node: Node | str, saes: SAESet) -> Node:
+    "The node that is asked about; refuses those for which no SAE can speak, and what is no set."
+    if not isinstance(saes, SAESet):
+        raise TypeError(f"SAEs of type {type(saes).__name__} are no SAESet: load them with load_saes")
+    node = Node.of(node)
     headless = node.site in ("attn_out", "mlp_out", *STREAM)
     whole = headless and node.head is None
     one_head = node.site in HEAD_SITES and node.head is not None
     if node.position is None or not (whole or one_head):
         raise ValueError(f"node {node} cannot be projected to: it must be one head of q, k, v or z, "
                          "or attn_out, mlp_out or a residual stream, at a named position")
+    return node
 
 # %% ../../nbs/5_saes/54_routes.ipynb #d3252671
 def _mlp_shares(node: Node, saes: SAESet) -> list[Share]:
@@ -54,13 +58,13 @@ def _mlp_shares(node: Node, saes: SAESet) -> list[Share]:
 
 
 def node_shares(
-    node: Node,  # one head of q, k, v or z, or attn_out, mlp_out or a residual stream; at a named position
+    node: Node | str,  # one head of q, k, v or z, or attn_out, mlp_out or a residual stream; at a named position
     saes: SAESet,
     route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
 ) -> list[Share]:
     "The shares that a node's activation is the sum of."
     if route not in ROUTES: raise ValueError(f"route {route!r} is not one of {', '.join(ROUTES)}")
-    _check_node(node)
+    node = _asked(node, saes)
     direct = saes.find(node)
     if direct is not None: return [Share(1, "direct", node._replace(head=direct.node.head), node)]
     if node.site in STREAM or not any(place.site in STREAM for place in saes.saes):
@@ -74,7 +78,7 @@ def node_shares(
 
 # %% ../../nbs/5_saes/54_routes.ipynb #f1622463
 def sources(
-    node: Node,
+    node: Node | str,
     saes: SAESet,
     route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
 ) -> list[Node]:
@@ -83,7 +87,7 @@ def sources(
 
 
 def route_taken(
-    node: Node,
+    node: Node | str,
     saes: SAESet,
     route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
 ) -> str:
