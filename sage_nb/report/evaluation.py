@@ -29,7 +29,7 @@ from ..measures.score import PARTS, Evidence, sage_score, score_parts
 from .report import COLUMNS, SageReport, worst_verdict
 from .trials import FLOOR, IDENTITY, SectionTrial, Settings, baselines, try_section, twin_name
 from ..saes.fidelity import check_saes
-from ..saes.reconstruction import ProjectionSettings, reads
+from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
 from ..saes.routes import sources
 from ..saes.sets import SAESet, load_saes
 from ..tasks.task import Task
@@ -184,7 +184,7 @@ def _require_kinds(model, task, sections, truth) -> None:
         if isinstance(thing, kind): continue
         raise TypeError(f"{name} is {type(thing).__name__}, not {kind.__name__}: give what {maker} returns")
 
-# %% ../../nbs/7_report/74_evaluation.ipynb #aee06d30
+# %% ../../nbs/7_report/74_evaluation.ipynb #099570a4
 def _fit_table(figures: dict[str, pd.DataFrame], forced: Iterable[str]) -> pd.DataFrame:
     "The figures of all sets, one row per place; a refused SAE of a set that is scored all the same is marked."
     tables = []
@@ -291,6 +291,7 @@ def evaluate(
     given, nodes = _given(saes), [node for s in sections for node in s.nodes]
     figures = {s.name: check_saes(model, task, s, nodes, route) for s in given}
     sets = [_needed(s, nodes, route) for s in _admitted(given, figures, force)]
+    for s in sets: projection_plan(model, task.test.prompts, nodes, s, settings.projection)
     l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
     tried, in_order = [*baselines(model, task, sets, l0, twins), *sets], list(l0) if order_by_f1 else []
     about = _provenance(model, task, sections, truth, settings)

@@ -31,18 +31,16 @@ from ..measures.control import ControlEvidence
 from ..measures.faithfulness import Runs
 from ..measures.interpretability import Hits
 from ..measures.score import PARTS, Comparison, Evidence, compare, score_parts
+from ..saes.fidelity import VERDICTS
 from .plots import plot_curves, plot_discovery, plot_edits, plot_faithfulness, to_html
 
 # %% ../../nbs/7_report/72_report.ipynb #e871f022
 COLUMNS = ["sae", "attribute", "section", "site", "position", "test", "metric", "k", "value", "lo", "hi", "n"]
 
 
-_VERDICTS = ("good", "doubtful", "refused")  # of `check_saes`
-
-
 def worst_verdict(verdicts: Iterable[str]) -> str:
     "Of a set's SAEs; good, doubtful or refused, with `, forced` where it was scored all the same."
-    return max(verdicts, key=lambda verdict: _VERDICTS.index(verdict.partition(",")[0]))
+    return max(verdicts, key=lambda verdict: VERDICTS.index(verdict.partition(",")[0]))
 
 
 # what must be the same for two scores to be compared -> where it stands in the settings
