@@ -19,7 +19,7 @@ from sage_nb.measures.certificate import Criteria, certificate
 from sage_nb.measures.faithfulness import TEST_1, Runs, faithfulness
 from sage_nb.measures.score import PARTS, Evidence, compare
 from sage_nb.report.evaluation import SKYLINE, evaluate
-from sage_nb.report.trials import FLOOR, IDENTITY
+from sage_nb.report.trials import FLOOR, IDENTITY, baselines, twin_name
 from sage_nb.report.plots import to_html
 from sage_nb.report.report import SageReport
 from sage_nb.saes.codes import SparseSAE
@@ -54,7 +54,7 @@ def values(io_sections):
 
 @pytest.fixture(scope="module")
 def trained(sae_sets):
-    sets = [saes for name, saes in sae_sets.items() if not name.endswith("-random")]
+    sets = [saes for name, saes in sae_sets.items() if "frozen" not in name]
     if not sets: pytest.skip("no SAE set is embedded")
     return sets[0]
 
@@ -235,22 +235,21 @@ def test_no_forward_pass_is_repeated(model, part, values, truth, trained, batch_
         "clean metric": test, "all that is read, held out": test, "all that is read, counterfactual": test,
         "all that is read, training": train, "mean ablation": test, "counterfactual's nodes put in": test,
         "supervised dictionary put in, and left out": 2 * test, "supervised edit": edited,
-        "put in and left out: SAEs, PCA": 2 * 2 * test, "one move: SAEs, PCA, identity": 3 * edited}
+        "put in and left out: SAEs, PCA, identity": 3 * 2 * test, "one move: SAEs, PCA, identity": 3 * edited}
     assert report.settings["forward passes of the task's prompts"] == round(sum(rows.values()) / len(part), 2)
 
 
 # What must rank above what
 
-def pair_of_sets(sae_sets, kind):
-    names = [f"tiny-gpt2-res-{kind}", f"tiny-gpt2-res-{kind}-random"]
-    if not set(names) <= set(sae_sets): pytest.skip(f"{names} are not both embedded")
-    return [sae_sets[name] for name in names]
+def pair_of_sets(model, task, sae_sets, kind):
+    saes = sae_sets[f"tiny-gpt2-res-{kind}"]
+    return [saes, baselines(model, task, [saes], {saes.name: 4.0})[0]]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def tried(request, model, task, sections, truth, sae_sets):
     "By section, test 1 of the supervised dictionary, of trained SAEs and of their random twin."
-    sets, runs = pair_of_sets(sae_sets, request.param), {}
+    sets, runs = pair_of_sets(model, task, sae_sets, request.param), {}
     for section in sections:
         bench = set_up(model, task, section, truth)
         made = [{n: truth[n].reconstruct(bench.task.attributes) for n in section.nodes}]
@@ -300,16 +299,28 @@ def test_what_reconstructs_perfectly_without_features_does_not_score_as_the_skyl
 
 
 def test_reports_of_the_same_prompts_can_be_compared_and_others_not(
-        model, report, part, io_sections, truth, sae_sets, trained):
-    twin = f"{trained.name}-random"
-    if twin not in sae_sets: pytest.skip("its twin is not embedded")
-    other = evaluate(model, part, io_sections, truth, sae_sets[twin], ks=(1, 4), twins=False, progress=False)
-    comparison = report.compare(trained.name, twin, other)
-    of_scores = report.scorecard().score[trained.name] - other.scorecard().score[twin]
+        model, report, part, io_sections, truth, trained):
+    worse = load_saes([replace(sae, name="worse", encoder=lambda x, sae=sae: 0.5 * sae.dense_encode(x))
+                       for sae in trained], "worse")
+    other = evaluate(model, part, io_sections, truth, worse, ks=(1, 4), twins=False, progress=False)
+    comparison = report.compare(trained.name, "worse", other)
+    of_scores = report.scorecard().score[trained.name] - other.scorecard().score["worse"]
     assert comparison.difference.lo > 0 and comparison.difference.value == pytest.approx(of_scores)
-    few = evaluate(model, part[torch.arange(len(part)) % 2 == 0], io_sections, truth, sae_sets[twin], **ALONE)
-    with pytest.raises(ValueError, match="different prompts"): report.compare(trained.name, twin, few)
     with pytest.raises(ValueError, match="is not in the report"): report.compare("nobody", trained.name)
+
+    half, how = part[torch.arange(len(part)) % 2 == 0], dict(ks=(1, 4), twins=False, progress=False)
+    others = {
+        "prompts": lambda: evaluate(model, half, io_sections, truth, worse, **how),
+        "cross-sections": lambda: evaluate(model, part, io_sections[:1], truth, worse, **how),
+        "ground truth": lambda: evaluate(
+            model, part, io_sections, fit_dictionaries(model, part, io_sections, "mean"), worse, **how),
+        "projection": lambda: evaluate(model, part, io_sections, truth, worse, scale="recomputed", **how),
+        "numbers of moves": lambda: evaluate(model, part, io_sections, truth, worse, **how | {"ks": (1, 2)}),
+        "tests": lambda: evaluate(model, part, io_sections, truth, worse, tests=(1, 2), **how),
+    }
+    for what, make in others.items():
+        with pytest.raises(ValueError, match=f"the two reports differ in {what} "):
+            report.compare(trained.name, "worse", make())
 
 
 def test_the_results_can_be_read_as_saebench_reads_its_own(report, trained, tmp_path):
@@ -318,6 +329,11 @@ def test_the_results_can_be_read_as_saebench_reads_its_own(report, trained, tmp_
     data = json.loads(files[0].read_text(), parse_constant=not_json)
     flat = {key: value for group in data["eval_result_metrics"].values() for key, value in group.items()}
     assert len(files) == 1 and files[0].name.startswith(trained.name)
+    assert data["sae_cfg_dict"]["architecture"] == "topk"
+    task = report.settings["task"]
+    for other in (task | {"hash": "another draw"}, task | {"name": "order"}):
+        replace(report, settings=report.settings | {"task": other}).save_saebench(tmp_path / "core")
+    assert len(list((tmp_path / "core").iterdir())) == 3, "files of another task take the place of the first"
     assert flat["score"] == pytest.approx(report.scorecard().score[trained.name])
     assert flat["l0"] >= 1 and 0 < flat["ce_loss_score"] <= 1.01
     assert {"architecture", "d_sae"} <= set(data["sae_cfg_dict"]) and data["eval_config"]["task"]["name"] == "ioi"
@@ -332,10 +348,11 @@ def perfect(layer, scale=1.0, name="own"):
 
 
 def test_an_sae_of_ones_own_that_is_exact_scores_as_the_identity(model, part, io_sections, truth):
-    own = evaluate(model, part, io_sections, truth, [perfect(layer) for layer in range(4)], **ALONE)
-    card = own.scorecard()
-    assert card.loc["own SAEs"].to_list() == pytest.approx(card.loc[IDENTITY].to_list(), abs=1e-5)
-    assert own.table[own.table.sae == "own SAEs"].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
+    mine = load_saes([perfect(layer) for layer in range(4)])
+    own = evaluate(model, part, io_sections, truth, mine, **ALONE)
+    card = own.scorecard().drop(columns="fit")
+    assert card.loc[mine.name].to_list() == pytest.approx(card.loc[IDENTITY].to_list(), abs=1e-5)
+    assert own.table[own.table.sae == mine.name].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
 
 
 def test_a_shrunken_sae_scores_below_an_exact_one(model, part, values, truth):
@@ -345,16 +362,15 @@ def test_a_shrunken_sae_scores_below_an_exact_one(model, part, values, truth):
 
 
 def test_every_embedded_set_is_accepted_for_its_own_model(model, task, sae_set):
-    least = -0.1 if sae_set.name.endswith("-random") else 0.8  # random directions are about as good as the mean
     figures = check_saes(model, task, sae_set, [Node("v", layer, 0, "END") for layer in range(4)])
-    assert len(figures) == 4 and (figures["variance explained"] >= least).all() and (figures["L0"] >= 1).all()
+    assert len(figures) == 4 and (figures["L0"] >= 1).all() and (figures["verdict"] != "refused").all()
+    if "frozen" not in sae_set.name: assert (figures["variance explained"] >= 0.8).all()
 
 
-def test_a_trained_set_is_evaluated_beside_its_twin(model, part, values, truth, trained, sae_sets):
-    if f"{trained.name}-random" not in sae_sets: pytest.skip("its twin is not embedded")
+def test_a_trained_set_is_evaluated_beside_its_twin(model, part, values, truth, trained):
     methods = set(evaluate(model, part, values, truth, trained.name, tests=(1,), progress=False).table.sae)
     rest = {name for name in methods - {FLOOR, SKYLINE, IDENTITY} if not name.startswith("PCA-")}
-    assert rest == {trained.name, f"{trained.name}-random"}
+    assert rest == {trained.name, twin_name(trained.name)}
 
 
 def wrong_saes(kind, trained):
@@ -368,18 +384,89 @@ def wrong_saes(kind, trained):
     return SAESet(kind, {(new := alter(s)).node: new for s in trained if s.node.site == "resid_pre"})
 
 
-FOREIGN = r"explains -\d.* at L\d.resid_pre: it does not belong to this model"
-
-
 @pytest.mark.parametrize("kind,message", [
-    ("shuffled decoder", rf"SAE set 'shuffled decoder' {FOREIGN}"),
-    ("other origin", rf"SAE set 'other origin' {FOREIGN}"),
-    ("other width", "takes activations of width 64, got 128"),
-    ("layers in reverse", "it does not belong to this model"),
+    ("shuffled decoder", r"shuffled decoder is refused \(L\d.resid_pre: explains -\d.*, less than the mean activation"),
+    ("other origin", r"other origin is refused \(L\d.resid_pre: explains -\d"),
+    ("other width", "other width is refused .*takes activations of width 64, and this model holds 128"),
+    ("layers in reverse", "layers in reverse is refused .*it is of another layer"),
 ])
 def test_wrong_saes_are_refused(model, part, values, truth, trained, kind, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"no SAEs are left to evaluate: {message}"):
         evaluate(model, part, values, truth, wrong_saes(kind, trained), progress=False)
+
+
+def not_a_number(trained): return load_saes([replace(sae, encoder=lambda x: x.new_full((len(x), sae.d_sae), torch.nan))
+                                             for sae in trained], "not a number")
+
+
+def dead(trained): return load_saes([replace(sae, encoder=lambda x: x.new_zeros(len(x), sae.d_sae))
+                                     for sae in trained], "dead")
+
+
+def test_one_refused_set_does_not_end_the_run_of_the_others(model, part, values, truth, trained):
+    bad = [not_a_number(trained), dead(trained), wrong_saes("layers in reverse", trained)]
+    report = evaluate(model, part, values, truth, [*bad, trained], **ALONE)
+    card, notes = report.scorecard(), "\n".join(report.notes)
+    assert card.fit[trained.name] == "good" and card.score[trained.name] > 0.9
+    for saes, cause in zip(bad, ("its codes hold nan or inf", "dead: no latent is active", "it is of another layer")):
+        assert card.fit[saes.name] == "refused" and pd.isna(card.score[saes.name]) and saes.name not in report.evidence
+        assert f"{saes.name} at L" in notes and cause in notes
+
+
+def test_a_refused_set_is_scored_when_forced_and_the_report_says_so(model, part, values, truth, trained):
+    reverse = wrong_saes("layers in reverse", trained)
+    report = evaluate(model, part, values, truth, [reverse, not_a_number(trained)], force=True, **ALONE)
+    card = report.scorecard()
+    assert card.fit[reverse.name] == "refused, forced" and card.score[reverse.name] >= 0
+    assert report.settings["force"] is True and "refused, forced" in str(report)
+    assert card.fit["not a number"] == "refused" and "not a number" not in report.evidence
+
+
+def test_names_are_unique_and_not_those_of_baselines(model, part, values, truth, trained):
+    unnamed = [load_saes([replace(sae, b_dec=sae.b_dec + shift) for sae in trained]) for shift in (0, 0.01)]
+    assert unnamed[0].name != unnamed[1].name
+    assert set(evaluate(model, part, values, truth, unnamed, **ALONE).evidence) >= {saes.name for saes in unnamed}
+    for name in ("supervised", "identity", "mean ablation", "no edit", "PCA-4"):
+        with pytest.raises(ValueError, match=f"an SAE set is called '{name}', which is what a baseline is called"):
+            evaluate(model, part, values, truth, replace(trained, name=name), **ALONE)
+    with pytest.raises(ValueError, match="several SAE sets are called 'a'"):
+        evaluate(model, part, values, truth, [replace(trained, name="a"), replace(unnamed[0], name="a")], **ALONE)
+
+
+def test_recomputed_scale_and_pattern_reach_every_test(model, part, values, truth, trained):
+    how = dict(ks=(1, 4), twins=False, order_by_f1=False, progress=False)
+    frozen, recomputed = (evaluate(model, part, values, truth, trained, scale=scale, **how).table
+                          for scale in ("frozen", "recomputed"))
+    for test, metric in ((1, "fraction recovered"), (2, "edit effect"), (2, "weight removed")):
+        a, b = (t[(t.sae == trained.name) & (t.test == test) & (t.metric == metric)].value.to_numpy()
+                for t in (frozen, recomputed))
+        assert len(a) and np.abs(a - b).max() > 1e-5, f"{metric} is the same with another scale"
+
+
+# Results as they come
+
+def test_what_is_known_is_given_after_each_section_but_the_last(model, part, io_sections, truth, trained, tmp_path):
+    given, how = [], dict(tests=(1, 3), twins=False, progress=False)
+    whole = evaluate(model, part, io_sections, truth, trained, on_section=given.append, **how)
+    n = len(io_sections)
+    assert [r.settings["partial"] for r in given] == [f"{i} of {n} cross-sections" for i in range(1, n)]
+    assert "partial" not in whole.settings and "(partial: 1 of" in str(given[0]).splitlines()[0]
+    assert list(given[0].sections.section) == [io_sections[0].name]
+    of_first = whole.table[whole.table.section == io_sections[0].name].reset_index(drop=True)
+    pd.testing.assert_frame_equal(given[0].table, of_first)
+    for report in (*given, whole): report.save(tmp_path)  # each in the place of the one before
+    assert "partial" not in SageReport.load(tmp_path).settings
+
+
+def test_an_interrupted_evaluation_leaves_what_was_given(model, part, io_sections, truth, trained, tmp_path):
+    def stop(report):
+        report.save(tmp_path)
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, part, io_sections, truth, trained, on_section=stop, **ALONE)
+    kept = SageReport.load(tmp_path)
+    assert kept.settings["partial"].startswith("1 of") and not list(tmp_path.glob("*.part"))
+    evaluate(model, part, io_sections[:1], truth, trained, **ALONE)  # nothing is left hooked
 
 
 def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
@@ -392,8 +479,9 @@ def test_a_shuffled_b_dec_shows_in_the_variance_explained(model, part, trained):
         assert bad.loc[place, "variance explained"] < good.loc[place, "variance explained"]
         assert 0.95 <= good.loc[place, "loss recovered"] <= 1.02
         assert bad.loc[place, "L0"] == good.loc[place, "L0"], "the encoder is the same"
-        x = capture(model, part.prompts[:64], [Node("resid_pre", layer)])[Node("resid_pre", layer)]
-        x = torch.cat([row[1 : end + 1] for row, end in zip(x, part.prompts.index("END"))]).double()
+        prompts = part.test.prompts[:64]
+        x = capture(model, prompts, [Node("resid_pre", layer)])[Node("resid_pre", layer)]
+        x = torch.cat([row[1 : end + 1] for row, end in zip(x, prompts.index("END"))]).double()
         sae = trained.before(layer)
         x_hat = sae.dense_encode(x.float()) @ sae.W_dec + sae.b_dec
         r2 = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
@@ -411,7 +499,7 @@ def test_wrong_requests_say_what_is_wrong(model, part, sections, values, truth, 
         evaluate(model, part, values, truth, [perfect(0)], progress=False)
     with pytest.raises(FileNotFoundError, match="report.json is missing"): SageReport.load(tmp_path)
     with pytest.raises(ValueError, match="neither embedded"): load_saes("no-such-saes")
-    with pytest.raises(ValueError, match="there is no cfg.json in it"): load_saes(tmp_path)
+    with pytest.raises(ValueError, match="cfg.json"): load_saes(tmp_path)
     with pytest.raises(TypeError, match="are neither a name, a folder nor an iterable"): load_saes(7)
 
 
@@ -503,13 +591,13 @@ def test_numbers_that_are_not_finite_are_saved_as_strict_json(report, tmp_path):
     json.loads(odd.to_json(), parse_constant=not_json)
 
 
-@pytest.mark.parametrize("schema", [1, 2, 99])
+@pytest.mark.parametrize("schema", [1, 2, 3, 99])
 def test_a_report_of_another_schema_is_refused(report, tmp_path, schema):
     report.save(tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps(data | {"schema": schema}))
     (tmp_path / "evidence.safetensors").unlink()  # is not looked at
-    with pytest.raises(ValueError, match=f"has schema {schema}, this version reads 3"): SageReport.load(tmp_path)
+    with pytest.raises(ValueError, match=f"has schema {schema}, this version reads 4"): SageReport.load(tmp_path)
 
 
 class Page(HTMLParser):

@@ -329,8 +329,9 @@ def test_reconstruction_with_frozen_scale_is_everything_but_the_error(random_mod
 
 @pytest.mark.parametrize("scale,pattern", [("recomputed", "frozen"), ("frozen", "recomputed"), ("recomputed",) * 2])
 def test_recomputed_parts_are_the_recomputed_reconstruction_and_sum_to_the_truth(random_model, scale, pattern):
-    prompts, saes, how = load_task("ioi", random_model, n=24)[:9].prompts, random_saes(), ProjectionSettings(scale, pattern)
-    nodes = [*all_nodes(random_model, ["S2", "END"])[::9], Node("attn_out", 2, None, "END"), Node("mlp_out", 1, None, "END")]
+    prompts, saes = load_task("ioi", random_model, n=24)[:9].prompts, random_saes()
+    how, without_heads = ProjectionSettings(scale, pattern), ["L2.attn_out@END", "L1.mlp_out@END"]
+    nodes = [*all_nodes(random_model, ["S2", "END"])[::9], *map(Node.parse, without_heads)]
     true, rebuilt = capture(random_model, prompts, nodes), reconstruct(random_model, prompts, nodes, saes, how)
     frozen, changed = reconstruct(random_model, prompts, nodes, saes), 0
     for node, parts in decompose(random_model, prompts, nodes, saes, how, 4).items():
@@ -375,8 +376,9 @@ def test_decomposing_asks_the_model_first(random_models, monkeypatch):
     monkeypatch.setattr("sage_nb.saes.reconstruction.require_identity", lambda m, p, claims: asked.extend(claims))
     prompts, saes = load_task("ioi", model, n=24)[:4].prompts, random_saes()
     how = ProjectionSettings(pattern="recomputed")
-    decompose(model, prompts, [Node("q", 1, 0, "END"), Node("z", 2, 1, "END"), Node("mlp_out", 1, None, "END")], saes, how)
-    assert {("q", 1), ("v", 2), ("z", 2), ("pattern", 2), ("q", 2), ("k", 2), ("mlp_out", 1), ("attn_out", 1)} <= set(asked)
+    decompose(model, prompts, ["L1H0.q@END", "L2H1.z@END", "L1.mlp_out@END"], saes, how)
+    of_z = {(site, 2) for site in ("v", "z", "pattern", "q", "k")}
+    assert {("q", 1), ("mlp_out", 1), ("attn_out", 1), *of_z} <= set(asked)
     asked.clear()
     reconstruct(model, prompts, [Node("z", 2, 1, "END")], saes, ProjectionSettings(route="write"))
     assert set(asked) == {("attn_out", 2), ("mlp_out", 2)}
