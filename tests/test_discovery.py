@@ -1,4 +1,5 @@
 """Discovery where the truth is known: a hand-written circuit, labels drawn by lot, and joint effects patched again."""
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -54,6 +55,52 @@ def test_a_section_s_effects_are_those_of_patching_its_nodes_together(model, tas
         clean, patched = run(model, used.prompts, metric), run(model, used.prompts, metric, there)
         assert s.effect.value == pytest.approx(((patched - clean).mean() / clean.mean()).item(), abs=1e-5)
         assert s.curve[len(s.nodes)] == s.effect and max(s.curve) == 16 and list(s.curve) == sorted(s.curve)
+
+
+def test_what_was_found_is_measured_on_prompts_that_had_no_part_in_the_search(model, task, sections):
+    judges = task.test[:96]
+    for s in sections:
+        there = capture(model, judges.counterfactual(s.attribute).prompts, s.nodes)
+        metric = judges.metric(s.attribute)
+        clean, patched = run(model, judges.prompts, metric), run(model, judges.prompts, metric, there)
+        assert s.held_out.value == pytest.approx(((patched - clean).mean() / clean.mean()).item(), abs=1e-5)
+        assert s.held_out.n == 96 and s.held_out != s.effect
+        assert f"{s.effect} in training, {s.held_out} held out;" in str(s)
+    table = sections.table()
+    assert table["held out"].tolist() == [s.held_out.value for s in sections]
+    assert (table["held out lo"] <= table["held out"]).all() and (table["held out"] <= table["held out hi"]).all()
+    assert list(table.effect) == [s.effect.value for s in sections], "the search decides the order"
+
+
+def test_a_task_without_held_out_prompts_has_effects_in_training_only():
+    planted = planted_circuit()
+    found = find_cross_sections(planted.model, planted.task(64).train, "which", ["q", "z"], verbose=False)
+    assert len(found) and all(s.held_out is None and "held out" not in str(s) for s in found)
+    assert found.table()["held out"].isna().all()
+
+
+def test_held_out_effects_cost_two_passes_an_attribute_and_one_a_section(monkeypatch):
+    planted = planted_circuit()
+    task = planted.task(64)
+    held_out = len(task.test) / len(task.train)  # one pass of the held-out prompts, in passes of the others
+    with count_passes(planted.model, len(task.train)) as both:
+        found = find_cross_sections(planted.model, task, ["which", "second"], ["q", "z"], verbose=False)
+    with count_passes(planted.model, len(task.train)) as alone:
+        find_cross_sections(planted.model, task.train, ["which", "second"], ["q", "z"], verbose=False)
+    assert both.forward - alone.forward == pytest.approx((2 * 2 + len(found)) * held_out)
+    assert both.backward == alone.backward
+
+
+def test_some_cross_sections_are_cross_sections(sections):
+    assert {s.attribute for s in sections} == {"IO", "S"} and list(sections.scores) == ["IO", "S", "Pos"]
+    io = [s.attribute == "IO" for s in sections]
+    numbers = [i for i, yes in enumerate(io) if yes]
+    for some in (sections.of("IO"), sections[io], sections[np.array(io)], sections[numbers]):
+        assert type(some) is type(sections) and {s.attribute for s in some} == {"IO"}
+        assert len(some.table()) == len(some) == sum(io) and "S" not in some.scores
+        assert not any(line.startswith("S ") for line in some.missing()), "left out is not: not found"
+    assert list(sections[:1]) == [sections[0]] and list(sections[::-1])[0] == sections[-1]
+    assert [line.split()[0] for line in sections[:1].missing()] == ["Pos"] == list(sections.of("Pos").scores)
 
 
 def test_accuracy_equals_scikit_learn_on_the_scores_themselves(model, task):

@@ -1,6 +1,9 @@
 """Prompts, counterfactuals and what the embedded models have seen, against tables written by hand."""
 import random
 import re
+import warnings
+from copy import deepcopy
+from dataclasses import replace
 from string import Formatter
 from types import SimpleNamespace
 
@@ -10,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_nb.core.activations import Prompts, run
-from sage_nb.core.models import embedded_models, load_model
+from sage_nb.core import models
+from sage_nb.core.models import embedded_models, load_model, model_hash, tokenizer_hash
 from sage_nb.tasks.builtin import FACTS, LISTS, NAMES, RECIPES
-from sage_nb.tasks.templates import Picker
+from sage_nb.tasks.templates import Picker, recipe_from_templates
 from sage_nb.tasks.task import load_task
 from sage_nb.lab.zoo import sentences
 
@@ -120,6 +124,7 @@ def test_a_task_compares_with_the_counterfactuals_answer_where_that_differs(mode
         assert word(task.answers, i) == answer and word(task.distractors, i) != answer, task.texts[i]
         for attribute, cf in task.counterfactuals.items():
             other = ANSWERS[name](v | {attribute: cf.values[i]}, t)
+            assert word(cf.answers, i) == other
             expected = other if other != answer else word(task.distractors, i)
             assert word(cf.distractors, i) == expected, f"{attribute} to {cf.values[i]} in {task.texts[i]!r}"
 
@@ -229,9 +234,151 @@ def test_training_and_held_out_prompts_share_no_template(model, name):
 @each_task
 def test_prompts_differ_and_held_out_values_were_all_trained_on(model, name):
     task = load_task(name, model, n=90)
-    assert len(set(zip(task.texts, task.answers.tolist(), task.distractors.tolist()))) == len(task)
+    assert len(set(task.texts)) == len(task)
     for attribute in task.attributes:
         assert set(task.test.attributes[attribute]) <= set(task.train.attributes[attribute])
+
+
+# Distinct texts
+
+EVERY_TEXT = {  # task -> how many texts there are with all its words; the products of what a text is made of
+    "capitals": 16 * 2 * 5 * 6,  # countries, relations, words for the time, templates
+    "successor": 5 * 4 * 5 * 5,  # items, lists, words for the time, templates
+}
+
+
+@pytest.mark.parametrize("name", EVERY_TEXT)
+def test_a_task_has_as_many_texts_as_were_asked_for_or_all_there_are(model, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enough = load_task(name, model, n=384)
+    assert len(enough) == len(set(enough.texts)) == 384
+    said = f"task '{name}' has only {EVERY_TEXT[name]} distinct prompts here; 1024 were asked for"
+    with pytest.warns(UserWarning, match=said): task = load_task(name, model, n=1024)
+    assert len(task) == len(set(task.texts)) == EVERY_TEXT[name] == task.notes["n"]
+    assert not set(task.train.texts) & set(task.test.texts)
+    sides = {"all": len(task), "training": len(task.train), "held out": len(task.test)}
+    assert task.summary().attrs["distinct prompts"] == task.distinct == sides
+    header = f"{len(task)} distinct prompts: {len(task.train)} training, {len(task.test)} held out"
+    assert task.summary().columns.name == header
+
+
+@pytest.mark.parametrize("name", ["capitals", "successor"])
+def test_where_the_split_is_by_prompts_no_text_is_on_both_sides(model, name):
+    with pytest.warns(UserWarning, match="distinct prompts here"): task = load_task(name, model, n=384, pool="unseen")
+    assert len(set(task.texts)) == len(task) and not set(task.train.texts) & set(task.test.texts)
+
+
+def test_prompts_that_differ_only_in_a_distractor_drawn_by_lot_are_one(model):
+    colours = {"dog": " red", "cat": " blue", "bird": " green", "fish": " black", "horse": " white"}
+    templates = ["Today the {x} is", "Here the {x} is", "Now the {x} is"]
+    recipe = recipe_from_templates("animals", templates, {"x": list(colours)}, lambda v: colours[v["x"]])
+    with pytest.warns(UserWarning, match="only 15 distinct prompts here; 60 were asked for"):
+        task = load_task(recipe, model, n=60)
+    assert sorted(task.texts) == sorted(template.format(x=x) for template in templates for x in colours)
+
+
+def test_an_exhausted_recipe_is_given_up_after_few_draws(model):
+    "The draws do not grow with the number of prompts asked for, and counterfactuals are made of new texts only."
+    draws, edits, recipe = [], [], RECIPES["successor"]
+    def sample(pick, lexicon):
+        draws.append(1)
+        return recipe.sample(pick, lexicon)
+
+    def counting(edit): return lambda *args: edits.append(1) or edit(*args)
+    counted = replace(recipe, sample=sample, edits={a: counting(edit) for a, edit in recipe.edits.items()})
+    with pytest.warns(UserWarning): task = load_task(counted, model, n=100_000)
+    assert len(task) == 500 and len(edits) == 2 * 500
+    assert len(draws) < 500 * 30
+
+
+def test_changes_of_the_answer_are_counted_where_the_answer_has_two_values(model):
+    for name, expected in (("agreement", [1, 0]), ("pronoun", [1, 0]), ("ioi", [1, 0, 0])):
+        assert list(load_task(name, model, n=60).summary()["changes answer"]) == expected
+
+
+# Which task, which tokenizer, which model
+
+def test_a_digest_sees_all_that_is_computed_with_and_nothing_else(model):
+    task = load_task("agreement", model, n=24)
+    cf, prompts = task.counterfactual("number"), task.prompts
+
+    def with_cf(**changes):
+        return replace(task, counterfactuals=task.counterfactuals | {"number": replace(cf, **changes)})
+    tokens, moved = prompts.tokens.clone(), {"N": prompts.index("N") - 1}
+    tokens[3, 2] += 1
+    attributes = task.attributes.assign(number=task.attributes.number.str.upper())
+    others = [
+        replace(task, prompts=Prompts(tokens, prompts.positions)),
+        replace(task, prompts=Prompts(prompts.tokens, prompts.positions | moved)),
+        replace(task, answers=task.distractors), replace(task, distractors=task.answers),
+        replace(task, held_out=~task.held_out), replace(task, attributes=attributes),
+        replace(task, neutral=None), replace(task, neutral=replace(task.neutral, prompts=prompts)),
+        replace(task, tokenizer="0123456789abcdef"), task[1:],
+        with_cf(prompts=prompts), with_cf(values=cf.values[::-1]), with_cf(answers=cf.distractors + 1),
+        with_cf(distractors=cf.distractors + 1),
+    ]
+    digests = [task.digest, *(other.digest for other in others)]
+    assert len(set(digests)) == len(digests) and all(len(d) == 16 and int(d, 16) >= 0 for d in digests)
+    same = [load_task("agreement", model, n=24), replace(task, name="x", notes={}, texts=task.texts[::-1]), task[:]]
+    padded = torch.nn.functional.pad(prompts.tokens, (0, 2))
+    same.append(replace(task, prompts=Prompts(padded, prompts.positions)))
+    assert {other.digest for other in same} == {task.digest}
+
+
+def test_a_task_of_another_tokenizer_is_refused_and_one_of_an_unknown_is_not(model, gpt2_tokenizer):
+    like_gpt2 = SimpleNamespace(tokenizer=gpt2_tokenizer, cfg=SimpleNamespace(default_prepend_bos=True), hook_dict={})
+    task, other = load_task("ioi", model, n=24), load_task("ioi", like_gpt2, n=24)
+    task.require(model)
+    other.require(like_gpt2)
+    for wrong, given in ((other, model), (task, like_gpt2)):
+        with pytest.raises(ValueError, match="made for another tokenizer, or another use of <bos>.*make it anew"):
+            wrong.require(given)
+    with pytest.raises(ValueError, match="'ioi' has token .* knows 413"): replace(other, tokenizer="").require(model)
+    replace(task, tokenizer="").require(model)
+
+
+class Plain:
+    "A tokenizer that is no more than words, numbers and a way to cut."
+    def __init__(self, tokenizer): self.of = tokenizer
+    bos_token_id = 1
+    def __len__(self): return len(self.of)
+    def get_vocab(self): return self.of.get_vocab()
+    def encode(self, text, add_special_tokens): return self.of.encode(text, add_special_tokens=add_special_tokens)
+
+
+def test_a_tokenizer_is_known_by_its_words_and_not_by_its_class_or_state(model):
+    def hashed(tokenizer, bos=True):
+        return tokenizer_hash(SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(default_prepend_bos=bos)))
+    used, larger = deepcopy(model.tokenizer), deepcopy(model.tokenizer)
+    used.pad_token, used.padding_side = "<eos>", "left"
+    used(["a", "a b c"], padding="max_length", truncation=True, max_length=4)
+    assert hashed(used) == hashed(Plain(model.tokenizer)) == hashed(model.tokenizer) == tokenizer_hash(model)
+    assert hashed(larger) == hashed(model.tokenizer)
+    larger.add_tokens(["Timbuktu"])  # also after it was hashed once
+    others = [hashed(larger), hashed(model.tokenizer, bos=False), hashed(None)]
+    assert len({hashed(model.tokenizer), *others}) == 4 and others[-1] == ""
+
+
+def test_a_models_hash_is_taken_again_when_and_only_when_a_weight_changed(monkeypatch):
+    model, taken, real = load_model("tiny-gpt2"), [], models._sha256
+    def counted(m):
+        taken.append(real(m))
+        return taken[-1]
+    monkeypatch.setattr(models, "_sha256", counted)
+    first = model_hash(model)
+    assert model_hash(model) == first and len(taken) == 1
+    name, weight = max(model.named_parameters(), key=lambda pair: pair[1].numel())
+    def in_place(): weight[0, 0] += 1
+    def past_the_counter(): weight.data[1, 2] *= 2
+    def rows_exchanged(): weight.data[[0, 1]] = weight.data[[1, 0]].clone()
+    def replaced(): weight.data = weight.data + 1
+    hashes = [first]
+    for change in (in_place, past_the_counter, rows_exchanged, replaced):
+        with torch.no_grad(): change()
+        hashes.append(model_hash(model))
+        assert hashes[-1] == real(model) and model_hash(model) == hashes[-1]
+    assert len(set(hashes)) == len(hashes) == len(taken), f"a change of {name} was not seen"
 
 
 def test_a_seed_fixes_a_task_and_another_changes_it(model):
@@ -251,7 +398,7 @@ def some(model): return load_task("ioi", model, n=24)
 @pytest.mark.parametrize("request_,message", [
     (lambda m: load_task("nope", m), r"task 'nope' is not built in \(has ioi, order"),
     (lambda m: load_task("ioi", m, pool="new"), "pool 'new' is not one of all, seen, unseen"),
-    (lambda m: load_task("ioi", m, n=1), "at least 2 are needed"),
+    (lambda m: load_task("ioi", m, n=1), "n=1 is not a whole number of at least 2"),
     (lambda m: some(m).counterfactual("place"), r"attribute 'place' is not in task 'ioi' \(has IO, S, Pos\)"),
     (lambda m: some(m).metric("place"), "attribute 'place' is not in task 'ioi'"),
     (lambda m: some(m).prompts.index("S3"), r"position 'S3' is not named here \(has IO, S1, S1\+1, S2, END\)"),

@@ -16,14 +16,18 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .activations import Node
+from .activations import HEAD_SITES, Node
 
 # %% ../../nbs/1_core/13_attention.ipynb #5a1f0c02
+_WITH_HEADS = ", ".join(HEAD_SITES)
+
+
 def n_heads(
     model,
     site: str,  # q, k, v or z
 ) -> int:
     "Heads at a site: key/value heads for k and v, query heads for q and z."
+    if site not in HEAD_SITES: raise ValueError(f"site {site!r} has no heads (those with heads are {_WITH_HEADS})")
     shared = getattr(model.cfg, "n_key_value_heads", None)
     return shared if site in ("k", "v") and shared else model.cfg.n_heads
 
@@ -33,7 +37,9 @@ def key_head(
     head: int,  # query head
 ) -> int:
     "The key/value head that a query head attends with."
-    return head // (n_heads(model, "q") // n_heads(model, "k"))
+    n_query_heads = n_heads(model, "q")
+    if not 0 <= head < n_query_heads: raise ValueError(f"head {head} is not one of the {n_query_heads} query heads")
+    return head // (n_query_heads // n_heads(model, "k"))
 
 # %% ../../nbs/1_core/13_attention.ipynb #d9e9d765
 class Rotary(NamedTuple):

@@ -15,10 +15,11 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tqdm.auto import tqdm
 
-from ..core.activations import SITES, Node, Passes, count_passes
+from ..core.activations import Passes, count_passes
 from .attribution import ATTRIBUTION_METHODS, NodeScores
-from .attribution import all_nodes, attribution_patching, exact_patching
-from ..tasks.task import Task
+from .attribution import all_nodes, attribution_patching, exact_patching, sites_of
+from ..tasks.items import chosen_names, proportion
+from ..tasks.task import Task, require_task
 
 # %% ../../nbs/3_discovery/32_accuracy.ipynb #4701c269
 def agreement(
@@ -27,7 +28,10 @@ def agreement(
     threshold: float = 0.05,  # nodes with at least this share of the clean metric matter
 ) -> dict[str, float]:
     "How well approximate scores rank the nodes and predict their effects; nan where that is not defined."
-    if approximate.nodes != exact.nodes: raise ValueError("the two scores are of different nodes")
+    for scores in (approximate, exact):
+        if not isinstance(scores, NodeScores): raise TypeError(f"scores are a {type(scores).__name__}; give NodeScores")
+    if approximate.nodes != exact.nodes: raise ValueError("the two scores are of different nodes; score the same ones")
+    proportion("threshold", threshold)
     guess, truth = approximate.share.cpu(), exact.share.cpu()
     matters = truth.abs() >= threshold
     some, not_all = bool(matters.any()), not bool(matters.all())
@@ -72,20 +76,29 @@ def _rows(attribute: str, measured: dict[str, _Measured], threshold: float) -> I
             yield names | agreement(_at(scores, site), _at(exact, site), threshold) | cost
 
 
+def _options(methods) -> dict[str, dict]:
+    "Options by name, also where only names are given."
+    if isinstance(methods, dict) and methods: return methods
+    return {name: ATTRIBUTION_METHODS[name] for name in chosen_names("method", methods, list(ATTRIBUTION_METHODS))}
+
+
 def discovery_accuracy(
     model,
     task: Task,
-    attributes: Iterable[str] | None = None,  # by default all
-    sites: Iterable[str] | None = None,  # by default all that the model has
-    methods: dict[str, dict] = ATTRIBUTION_METHODS,  # name -> options of `attribution_patching`
+    attributes: str | Iterable[str] | None = None,  # by default all
+    sites: str | Iterable[str] | None = None,  # by default all that the model has
+    methods: dict[str, dict] | Iterable[str] = ATTRIBUTION_METHODS,  # name -> its options, or some of these names
     threshold: float = 0.05,  # nodes with at least this share of the clean metric matter
     batch_size: int = 64,
     progress: bool = True,
 ) -> pd.DataFrame:  # one row per attribute, site (and "all") and method
     "Average precision, AUROC and correlations of each method against exact patching, and the passes it took."
-    if sites is None: sites = [site for site in SITES if Node(site, 0).hook in model.hook_dict]
-    nodes, rows = all_nodes(model, task.prompts.positions, sites), []
-    attributes = list(attributes or task.counterfactuals)
+    require_task(task, model)
+    proportion("threshold", threshold)
+    nodes, rows = all_nodes(model, task.prompts.positions, sites_of(model) if sites is None else sites), []
+    have = list(task.counterfactuals)
+    attributes = chosen_names("attribute", have if attributes is None else attributes, have)
+    methods = _options(methods)
     for attribute in tqdm(attributes, desc="accuracy", disable=not progress, leave=False):
         measured = {"exact": _measure(exact_patching, model, task, attribute, nodes, batch_size)}
         for name, options in methods.items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTION_METHODS', 'Contrast', 'Effects', 'exact_effects', 'Slopes', 'QKSlopes', 'changes', 'first_order',
-           'all_nodes', 'NodeScores', 'exact_patching', 'attribution_patching']
+           'sites_of', 'all_nodes', 'chosen_nodes', 'NodeScores', 'exact_patching', 'attribution_patching']
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #f2a74de4
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +19,12 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.activations import HEAD_SITES, Look, Metric, Node, Prompts, capture, differentiate, run_each
+from ..core.activations import HEAD_SITES, SITES, Look, Metric, Node, Prompts, capture, differentiate, run_each
 from ..core.attention import Attention, n_heads
 from ..core.intervals import intervals
-from ..tasks.task import Task
+from ..core.models import require_model
+from ..tasks.items import chosen_names, whole_number
+from ..tasks.task import Task, require_task
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #1b120b2c
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def first_order(
     batch_size: int = 64,
 ) -> Effects:
     "The first-order effects of putting each node's counterfactual activation in."
-    if steps < 1: raise ValueError(f"steps={steps} is less than 1: a path needs a point")
+    whole_number("steps", steps)  # a path needs a point
     for node in nodes: _require_vector(node)
     kind, clean, effect = QKSlopes if qk_fix else Slopes, [], []
     for batch in contrast.batches(batch_size):
@@ -249,15 +251,51 @@ def _heads(model, site: str) -> Iterable[int | None]:
     return range(n_heads(model, site)) if site in HEAD_SITES else [None]
 
 
+def sites_of(model) -> list[str]:
+    "The sites that a model has."
+    require_model(model)
+    hooks = model.hook_dict
+    return [site for site in SITES if Node(site, 0).hook in hooks]
+
+
 def all_nodes(
     model,
-    positions: Iterable[str],
-    sites: Iterable[str] = HEAD_SITES,
+    positions: str | Iterable[str],
+    sites: str | Iterable[str] = HEAD_SITES,
 ) -> list[Node]:
     "Every node of the sites, in every layer and head, at the positions."
-    nodes = []
+    sites, nodes = chosen_names("site", sites, sites_of(model)), []
+    positions = [positions] if isinstance(positions, str) else list(positions)
+    if not positions: raise ValueError("no position was asked for; name at least one, such as END")
     for site, position, layer in product(sites, positions, range(model.cfg.n_layers)):
         nodes += [Node(site, layer, head, position) for head in _heads(model, site)]
+    return nodes
+
+# %% ../../nbs/3_discovery/31_attribution.ipynb #a2064e45
+def _refuse_absent(model, sites: list[str], prompts: Prompts, node: Node):
+    "An error if the model has no such layer or head, or the prompts no such position."
+    n_layers, site = model.cfg.n_layers, node.site
+    if site not in sites: raise ValueError(f"site {site!r} of node {node} is not known here (has {', '.join(sites)})")
+    if not 0 <= node.layer < n_layers:
+        raise ValueError(f"layer {node.layer} of node {node} is not in this model (has 0 to {n_layers - 1})")
+    if node.head is not None and node.head not in _heads(model, site):
+        have = f"heads 0 to {n_heads(model, site) - 1}" if site in HEAD_SITES else "no heads"
+        raise ValueError(f"head {node.head} of node {node} is not in this model ({site} has {have})")
+    if node.position is not None: prompts.index(node.position)
+
+
+def chosen_nodes(
+    model,
+    prompts: Prompts,  # that name the positions
+    nodes: Node | str | Iterable[Node | str] | None,  # None is q, k, v and z of every layer, head and named position
+) -> list[Node]:
+    "The nodes, each once; an error if there is none, or one that is not there."
+    if nodes is None: return all_nodes(model, prompts.positions)
+    alone = isinstance(nodes, (str, Node)) or not isinstance(nodes, Iterable)
+    nodes = list(dict.fromkeys(Node.of(node) for node in ([nodes] if alone else nodes)))
+    if not nodes: raise ValueError("no node was asked for; name one, such as L9H6.q@END, or leave it out to take all")
+    sites = sites_of(model)
+    for node in nodes: _refuse_absent(model, sites, prompts, node)
     return nodes
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #fbd8b390
@@ -277,6 +315,7 @@ class NodeScores:
 
     def table(self, n: int | None = None) -> pd.DataFrame:
         "The `n` nodes of largest effect, with 95 % intervals."
+        if n is not None: whole_number("n", n)
         order = self.share.abs().argsort(descending=True)[:n]
         shares = intervals(Effects(self.clean, self.effects[:, order]), {"share": Effects.share})["share"]
         rows = [{"node": str(self.nodes[i]), "effect": share.value, "lo": share.lo, "hi": share.hi}
@@ -284,16 +323,22 @@ class NodeScores:
         return pd.DataFrame(rows)
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #575abf95
+def _inputs(model, task, nodes, batch_size) -> tuple[list[Node], int]:
+    "What is asked for, or an error."
+    require_task(task, model)
+    return chosen_nodes(model, task.prompts, nodes), whole_number("batch_size", batch_size)
+
+
 def exact_patching(
     model,
     task: Task,
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
-    nodes: list[Node] | None = None,  # by default q, k, v and z of every layer, head and named position
+    nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
     batch_size: int = 64,
     progress: bool = False,
 ) -> NodeScores:
     "The true effects of all nodes: one forward pass per node, from the node's layer on."
-    nodes = nodes or all_nodes(model, task.prompts.positions)
+    nodes, batch_size = _inputs(model, task, nodes, batch_size)
     clean, effect = exact_effects(model, Contrast.of(task, attribute), nodes, batch_size, progress)
     return NodeScores(attribute, "exact", nodes, effect, clean)
 
@@ -308,13 +353,13 @@ def attribution_patching(
     model,
     task: Task,
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
-    nodes: list[Node] | None = None,  # by default q, k, v and z of every layer, head and named position
+    nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
     steps: int = 1,  # points on the paths over which slopes are averaged; 1 is plain AtP, more AtP-IG
     qk_fix: bool = False,  # for q and k, take the slope at the attention pattern
     batch_size: int = 64,
 ) -> NodeScores:
     "First-order effects: two forward passes and a backward for all nodes, and one of each for every point of a path."
-    nodes = nodes or all_nodes(model, task.prompts.positions)
+    nodes, batch_size = _inputs(model, task, nodes, batch_size)
     clean, effect = first_order(model, Contrast.of(task, attribute), nodes, steps, qk_fix, batch_size)
     method = "AtP" + "-IG" * (steps > 1) + " + QK" * qk_fix
     return NodeScores(attribute, method, nodes, effect, clean)

@@ -9,6 +9,7 @@ __all__ = ['CrossSection', 'CrossSections', 'JointEffects', 'shortest_prefix', '
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from numbers import Integral
 
 import pandas as pd
 from jaxtyping import Float
@@ -17,8 +18,9 @@ from tqdm.auto import tqdm
 
 from ..core.activations import HEAD_SITES, Node, capture, run
 from ..core.intervals import Estimate, interval
-from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching
-from ..tasks.task import Task
+from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, sites_of
+from ..tasks.items import chosen_names, proportion, whole_number
+from ..tasks.task import Task, require_task, row_numbers
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #ac5d9a88
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class CrossSection:
     scores: tuple[float, ...]  # attribution score of each node
     curve: dict[int, Estimate]  # joint effect of the first 1, 2, … nodes, where measured; the last is the whole group
     noise: Estimate  # of the same nodes patched from the neutral counterfactual; 0 where the task has none
+    held_out: Estimate | None = None  # the effect on prompts that had no part in the search; None where there are none
 
     @property
     def name(self) -> str: return f"{self.attribute}:{self.site}@{self.position}"
@@ -42,7 +45,7 @@ class CrossSection:
 
     @property
     def effect(self) -> Estimate:
-        "Of patching the nodes jointly; -1 destroys the metric."
+        "Of patching the nodes jointly, on the training prompts that selected them; -1 destroys the metric."
         return self.curve[len(self.nodes)]
 
     @property
@@ -60,7 +63,9 @@ class CrossSection:
 
     def __str__(self):
         where = f"{self.attribute:4} {self.site}@{self.position}: {self.heads}"
-        return f"{where}  effect {self.effect}, whole group {self.group_effect.value:.2f}, noise {self.noise.value:.2f}"
+        judged = "" if self.held_out is None else f", {self.held_out} held out"
+        rest = f"whole group {self.group_effect.value:.2f}, noise {self.noise.value:.2f}"
+        return f"{where}  effect {self.effect} in training{judged}; {rest}"
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #b14d8082
 @dataclass(frozen=True)
@@ -71,31 +76,43 @@ class CrossSections(Sequence):
     scores: dict[str, NodeScores] = field(repr=False)  # attribute -> attribution scores of all nodes
     settings: dict  # how they were found
 
-    def __getitem__(self, i): return self.sections[i]
+    def __getitem__(self, rows):
+        "A cross-section by its number; by a slice, a mask or numbers, some of them, which are cross-sections again."
+        if isinstance(rows, str): raise TypeError(f"{rows!r} is no number; for an attribute's, ask for of({rows!r})")
+        if isinstance(rows, Integral): return self.sections[rows]
+        some = tuple(self.sections[i] for i in row_numbers(rows, len(self)).tolist())
+        gone = {s.attribute for s in self.sections} - {s.attribute for s in some}  # left out, which is not: not found
+        return replace(self, sections=some, scores={a: score for a, score in self.scores.items() if a not in gone})
+
     def __len__(self): return len(self.sections)
     def __str__(self): return "\n".join([*map(str, self.sections), *self.missing()])
     __repr__ = __str__
 
-    def of(self, attribute: str) -> list[CrossSection]:
-        "The cross-sections of one attribute."
-        return [s for s in self.sections if s.attribute == attribute]
+    def of(self, attribute: str | Iterable[str]) -> "CrossSections":
+        "The cross-sections of one attribute, or several."
+        names = chosen_names("attribute", attribute, list(self.scores))
+        some = tuple(s for s in self.sections if s.attribute in names)
+        return replace(self, sections=some, scores={name: self.scores[name] for name in names})
 
     def missing(self) -> Iterator[str]:
         "A line for each attribute that no cross-section carries."
         for attribute in self.scores:
-            if self.of(attribute): continue
+            if any(s.attribute == attribute for s in self.sections): continue
             rest = self.dropped[self.dropped.attribute == attribute]
             top = rest.loc[rest.effect.abs().idxmax()]
             at = f"{top.site}@{top.position}"
-            yield f"{attribute:4} no cross-section: largest verified effect {top.effect:.2f}, at {at}"
+            yield f"{attribute:4} no cross-section: largest verified effect {top.effect:.2f} in training, at {at}"
 
     def table(self) -> pd.DataFrame:
-        "One row per cross-section."
+        "One row per cross-section; effect, lo and hi are of the training prompts that selected it."
+        nowhere = Estimate(float("nan"), float("nan"), float("nan"), 0)
+        judged = [s.held_out or nowhere for s in self.sections]
         return pd.DataFrame([{
             "attribute": s.attribute, "site": s.site, "position": s.position, "nodes": s.heads,
             "effect": s.effect.value, "lo": s.effect.lo, "hi": s.effect.hi,
+            "held out": held_out.value, "held out lo": held_out.lo, "held out hi": held_out.hi,
             "group": s.group_effect.value, "noise": s.noise.value,
-        } for s in self.sections])
+        } for s, held_out in zip(self.sections, judged)])
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #6a0d6243
 @dataclass(frozen=True)
@@ -126,6 +143,11 @@ def _doubling(n: int) -> list[int]:
     return [*(2**i for i in range(n.bit_length()) if 2**i < n), n]
 
 
+def _check_shares(coverage, min_effect):
+    if not proportion("coverage", coverage): raise ValueError(f"coverage={coverage!r} is not in (0, 1]")
+    proportion("min_effect", min_effect)
+
+
 def shortest_prefix(
     ranked: Sequence[Node],  # most important first
     effect: Callable[[Sequence[Node]], Estimate],
@@ -133,6 +155,8 @@ def shortest_prefix(
     min_effect: float = 0.1,  # if neither the first node nor all of them have this effect, nothing else is tried
 ) -> tuple[tuple[Node, ...], dict[int, Estimate]]:  # the prefix, and the effect of each length that was tried
     "The shortest prefix that comes to `coverage` of the group's reach."
+    _check_shares(coverage, min_effect)
+    if not len(ranked): raise ValueError("there is no node to take a prefix of; give at least one")
     tried = {}
 
     def value(length):
@@ -161,7 +185,10 @@ class _Settings:
     min_accuracy: float
 
     def __post_init__(self):
-        if not 0 < self.coverage <= 1: raise ValueError(f"coverage={self.coverage} is not in (0, 1]")
+        _check_shares(self.coverage, self.min_effect)
+        proportion("min_accuracy", self.min_accuracy)
+        whole_number("steps", self.steps)
+        whole_number("max_prompts", self.max_prompts, least=2)
 
 
 @dataclass(frozen=True)
@@ -212,23 +239,43 @@ def _table_of_dropped(candidates: Iterable[CrossSection], min_effect: float) -> 
     return pd.DataFrame(rows, columns=columns)
 
 
+def _training_prompts(task: Task, max_prompts: int) -> Task:
+    used = task.train[:max_prompts]
+    if len(used) >= 2: return used
+    raise ValueError(f"task {task.name!r} has {len(used)} training prompts here, a search needs at least 2; "
+                     "give the whole task, not a part of it such as task.test")
+
+
+def _judged(model, task: Task, kept: list[CrossSection], max_prompts: int, batch_size: int) -> list[CrossSection]:
+    "The cross-sections with their effects on held-out prompts, if the task has at least two."
+    judges, joint = task.test[:max_prompts], {}
+    if len(judges) < 2: return kept
+    for attribute in dict.fromkeys(s.attribute for s in kept):
+        nodes = [node for s in kept if s.attribute == attribute for node in s.nodes]
+        joint[attribute] = JointEffects.of(model, Contrast.of(judges, attribute), nodes, batch_size)
+    return [replace(s, held_out=joint[s.attribute].share(s.nodes)) for s in kept]
+
+# %% ../../nbs/3_discovery/33_sections.ipynb #52bad87a
 def find_cross_sections(
     model,
     task: Task,
-    attributes: Iterable[str] | None = None,  # by default all
-    sites: Iterable[str] = HEAD_SITES,
+    attributes: str | Iterable[str] | None = None,  # by default all
+    sites: str | Iterable[str] = HEAD_SITES,
     coverage: float = 0.9,  # share of the group's reach that the kept nodes must come to, in (0, 1]
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
     min_accuracy: float = 0.75,  # share of prompts in which the answer must be above the distractor; 0 is any
     steps: int = 5,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
     qk_fix: bool = True,  # score q and k by the slope at the attention pattern
-    max_prompts: int = 128,  # training prompts used for the search
+    max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
     batch_size: int = 64,
     verbose: bool = True,  # print one line per cross-section
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
-    settings = _Settings(list(sites), coverage, min_effect, steps, qk_fix, max_prompts, min_accuracy)
-    attributes, used = list(attributes or task.counterfactuals), task.train[:max_prompts]
+    require_task(task, model)
+    sites, batch_size = chosen_names("site", sites, sites_of(model)), whole_number("batch_size", batch_size)
+    settings = _Settings(sites, coverage, min_effect, steps, qk_fix, max_prompts, min_accuracy)
+    have, used = list(task.counterfactuals), _training_prompts(task, max_prompts)
+    attributes = chosen_names("attribute", have if attributes is None else attributes, have)
     accuracy = _require_accuracy(model, used, min_accuracy, batch_size)
     groups = list(product(settings.sites, task.prompts.positions))
     bar = tqdm(total=len(attributes) * len(groups), desc="cross-sections", disable=not verbose, leave=False)
@@ -242,7 +289,7 @@ def find_cross_sections(
     bar.close()
     kept = [candidate for candidate in candidates if not candidate.fault(min_effect)]
     kept.sort(key=lambda section: (attributes.index(section.attribute), -abs(section.effect.value)))
-    dropped = _table_of_dropped(candidates, min_effect)
+    kept, dropped = _judged(model, task, kept, max_prompts, batch_size), _table_of_dropped(candidates, min_effect)
     result = CrossSections(tuple(kept), dropped, scores, asdict(settings) | {"accuracy": accuracy})
     if verbose: print(result)
     return result

@@ -16,6 +16,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from ..core.activations import Node
 from ..core.models import load_model
+from .items import whole_number
 from .task import Task, load_task
 from .templates import Recipe, recipe_from_templates
 
@@ -131,6 +132,9 @@ def planted_circuit(
     seed: int = 0,  # of the decoys
 ) -> Planted:
     "The hand-written transformer."
+    if not sharpness > 0: raise ValueError(f"sharpness={sharpness!r} is not above 0: heads would look elsewhere")
+    if not 0 <= leak < 0.5: raise ValueError(f"leak={leak!r} is not from 0 to below 0.5, what a copier writes")
+    whole_number("seed", seed, least=0)
     tokenizer, generator = load_model("tiny-gpt2").tokenizer, torch.Generator().manual_seed(seed)
     words = [*_FIRST, *_SECOND, *_THINGS, *_VERBS, *_WHICH]
     ids = [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
