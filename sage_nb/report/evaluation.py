@@ -32,7 +32,7 @@ from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
 from ..saes.routes import sources
 from ..saes.sets import SAESet, load_saes
-from ..tasks.task import Task
+from ..tasks.task import Task, require_task
 from ..truth.dictionaries import Dictionaries
 from ..truth.runs import Workbench, outcomes, set_up
 
@@ -176,15 +176,14 @@ def _given(saes) -> list[SAESet]:
 
 def _require_kinds(model, task, sections, truth) -> None:
     "An error for a name where what it stands for is needed, or for arguments in another order."
-    if not hasattr(model, "hook_dict"):
-        raise TypeError(f"model {model!r} is no TransformerLens model: load it, load_model({str(model)!r})")
-    asked = ((task, Task, "task", "load_task"), (sections, CrossSections, "sections", "find_cross_sections"),
+    require_task(task, model)
+    asked = ((sections, CrossSections, "sections", "find_cross_sections"),
              (truth, Dictionaries, "truth", "fit_dictionaries"))
     for thing, kind, name, maker in asked:
         if isinstance(thing, kind): continue
         raise TypeError(f"{name} is {type(thing).__name__}, not {kind.__name__}: give what {maker} returns")
 
-# %% ../../nbs/7_report/74_evaluation.ipynb #099570a4
+# %% ../../nbs/7_report/74_evaluation.ipynb #90b62f6c
 def _fit_table(figures: dict[str, pd.DataFrame], forced: Iterable[str]) -> pd.DataFrame:
     "The figures of all sets, one row per place; a refused SAE of a set that is scored all the same is marked."
     tables = []
