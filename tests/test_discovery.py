@@ -65,7 +65,7 @@ def test_what_was_found_is_measured_on_prompts_that_had_no_part_in_the_search(mo
         clean, patched = run(model, judges.prompts, metric), run(model, judges.prompts, metric, there)
         assert s.held_out.value == pytest.approx(((patched - clean).mean() / clean.mean()).item(), abs=1e-5)
         assert s.held_out.n == 96 and s.held_out != s.effect
-        assert f"{s.effect} in training, {s.held_out} held out;" in str(s)
+        assert f"{s.effect} in training, {s.held_out.value:.2f} held out;" in str(s)
     table = sections.table()
     assert table["held out"].tolist() == [s.held_out.value for s in sections]
     assert (table["held out lo"] <= table["held out"]).all() and (table["held out"] <= table["held out hi"]).all()

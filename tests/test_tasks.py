@@ -259,8 +259,7 @@ def test_a_task_has_as_many_texts_as_were_asked_for_or_all_there_are(model, name
     assert not set(task.train.texts) & set(task.test.texts)
     sides = {"all": len(task), "training": len(task.train), "held out": len(task.test)}
     assert task.summary().attrs["distinct prompts"] == task.distinct == sides
-    header = f"{len(task)} distinct prompts: {len(task.train)} training, {len(task.test)} held out"
-    assert task.summary().columns.name == header
+    assert task.summary().columns.name == f"{len(task.train)} + {len(task.test)} distinct"
 
 
 @pytest.mark.parametrize("name", ["capitals", "successor"])

@@ -63,7 +63,7 @@ class CrossSection:
 
     def __str__(self):
         where = f"{self.attribute:4} {self.site}@{self.position}: {self.heads}"
-        judged = "" if self.held_out is None else f", {self.held_out} held out"
+        judged = "" if self.held_out is None else f", {self.held_out.value:.2f} held out"
         rest = f"whole group {self.group_effect.value:.2f}, noise {self.noise.value:.2f}"
         return f"{where}  effect {self.effect} in training{judged}; {rest}"
 

@@ -41,7 +41,7 @@ def about(what: str):
     try: yield
     except ValueError as error: raise ValueError(f"{what}: {error}") from error
 
-# %% ../../nbs/2_tasks/23_items.ipynb #49277b66
+# %% ../../nbs/2_tasks/23_items.ipynb #b7a50ab3
 def whole_number(
     name: str,  # of the parameter
     value,
@@ -77,7 +77,7 @@ def chosen_names(
         if name not in known: raise ValueError(f"{what} {name!r} is not known here (has {have})")
     return names
 
-# %% ../../nbs/2_tasks/23_items.ipynb #6e8bbc6e
+# %% ../../nbs/2_tasks/23_items.ipynb #03ee1f3e
 def _check_text(what, text):
     if not isinstance(text, str): raise ValueError(f"{what} is {text!r}; a text is needed")
     if text != text.rstrip(" "): raise ValueError(f"{what} {text!r} ends in a space; take it off")
@@ -127,7 +127,7 @@ def _check_item(item, attributes):
                              f"(has {', '.join(attributes)})")
     if item.neutral: _check_neutral(text, item.example, item.neutral)
 
-# %% ../../nbs/2_tasks/23_items.ipynb #69137d00
+# %% ../../nbs/2_tasks/23_items.ipynb #ed0936cb
 def _check_values(items, attribute, every_value):
     values = {item.attributes[attribute] for item in items}
     if len(values) < 2:
@@ -168,7 +168,8 @@ def check_items(
         for i, item in enumerate(items):
             with about(f"row {i}"): _check_item(item, attributes)
         if len({item.neutral is None for item in items}) > 1:
-            raise ValueError("some prompts have a neutral counterfactual and some have none; give one to all, or to none")
+            raise ValueError("some prompts have a neutral counterfactual and some have none; "
+                             "give one to all, or to none")
         if len({item.held_out for item in items}) < 2:
             raise ValueError("all prompts are on one side of the split; mark some as held out and some not")
         for attribute in attributes: _check_values(items, attribute, every_value)
@@ -321,7 +322,7 @@ def _row_example(row) -> Example:
     spans = {role: _place(role, spec, text) for role, spec in places.items()}
     return Example(text, spans, _text(row, "answer"), row.get("distractor") or "")
 
-
+# %% ../../nbs/2_tasks/23_items.ipynb #2f3d25cd
 def _row_changed(attribute, row) -> tuple[str, Example]:
     with about(f"counterfactual of {attribute!r}"):
         _require_keys(row, _EDITED, "it")

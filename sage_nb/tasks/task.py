@@ -294,7 +294,7 @@ def _warn_of_glued(name, items):
         return warnings.warn(f"task {name!r}: row {i}: answer {answer!r} continues the last word of prompt {text!r}; "
                              f"start it with a space if it is a word of its own", stacklevel=4)
 
-
+# %% ../../nbs/2_tasks/24_task.ipynb #079c294b
 def build_task(
     model,  # whose tokenizer the prompts are made for
     name: str,
@@ -360,7 +360,7 @@ def load_task(
     notes = {"seed": seed, "n": len(items), "pool": pool, "held_out": held_out, "usable words": left}
     return build_task(model, recipe.name, items, recipe.positions, notes)
 
-# %% ../../nbs/2_tasks/24_task.ipynb #ff4bc09f
+# %% ../../nbs/2_tasks/24_task.ipynb #f73c3e7e
 def _plain(prompts: Prompts) -> dict:
     "Tokens up to END, and the roles' places."
     tokens = [row[: end + 1].tolist() for row, end in zip(prompts.tokens, prompts.index("END").tolist())]
@@ -382,7 +382,7 @@ def digest(self: Task) -> str:
     } | {name: getattr(self, name).tolist() for name in ("answers", "distractors", "held_out")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../../nbs/2_tasks/24_task.ipynb #b2ec388e
+# %% ../../nbs/2_tasks/24_task.ipynb #bb74e52a
 @patch
 def require(
     self: Task,
@@ -467,7 +467,7 @@ def summary(self: Task) -> pd.DataFrame:
         })
     table, distinct = pd.DataFrame(rows).set_index("attribute"), self.distinct
     table.attrs = {"distinct prompts": distinct}
-    table.columns.name = "{all} distinct prompts: {training} training, {held out} held out".format(**distinct)
+    table.columns.name = "{training} + {held out} distinct".format(**distinct)
     return table
 
 # %% ../../nbs/2_tasks/24_task.ipynb #e9b0c851

@@ -164,7 +164,7 @@ def _by_word(slot, entries) -> dict[str, object]:
     if len(words) < 2: raise ValueError(f"slot {slot!r} has {len(words)} words; at least 2 are needed, to change it")
     return dict(zip(words, entries))
 
-
+# %% ../../nbs/2_tasks/21_templates.ipynb #6203a249
 def recipe_from_templates(
     name: str,
     templates: Sequence[str],  # with `{slot}`s; at least two, so that some can be held out
