@@ -158,6 +158,8 @@ def random_sae_lens(
 ):
     "A sae_lens SAE, every weight random, and about a third of its latents active where that is not fixed; for tests."
     from sae_lens import SAE
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
     if architecture in ("topk", "abstopk"): settings = {"k": 5, "rescale_acts_by_decoder_norm": True} | settings
     if architecture == "matching_pursuit": settings = {"max_iterations": 12} | settings
     settings |= dict(architecture=architecture, d_in=d_in, d_sae=d_sae, normalize_activations=normalise)
@@ -204,7 +206,7 @@ def as_dtype(
         raise ValueError(f"dtype {dtype!r} is not one that weights are kept in (has {', '.join(_DTYPES)})")
     return found
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #a3496ef3
+# %% ../../nbs/5_saes/52_adapters.ipynb #db54f179
 def _check_weights(sae, name: str):
     "Refuse weights that are no numbers, or that do not fit together."
     weights = {key: w for key, w in [*sae.named_parameters(), *sae.named_buffers()] if w.is_floating_point()}
@@ -320,7 +322,7 @@ def _decoder(sae, x, codes, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"SAE {name!r} does not decode affinely: its latents have no directions to project")
     return W_dec, b_dec
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #19f35199
+# %% ../../nbs/5_saes/52_adapters.ipynb #730e55b3
 def _matrix(sae, x, codes, name: str) -> tuple[Tensor, Tensor]:
     "W_dec and b_dec of an object that has no `decode`; an error where the codes do not fit."
     W_dec, d_sae = sae.W_dec, codes.shape[1]

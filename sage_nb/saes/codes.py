@@ -178,7 +178,7 @@ def normalised(
         return Normalised((x - shift) / (scale + 1e-5), scale, shift)
     raise ValueError(f"normalisation {how!r} is not one of {', '.join(NORMALISATIONS)}")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #613468f5
+# %% ../../nbs/5_saes/51_codes.ipynb #04953ad3
 _TORCH_STATE = set(vars(nn.Module()))  # its hooks and flags, which every module has
 
 
@@ -210,7 +210,7 @@ def _(module: nn.Module):
     rest = {name: value for name, value in vars(module).items() if name not in _TORCH_STATE}
     return type(module), *state, *hooks, rest
 
-# %% ../../nbs/5_saes/51_codes.ipynb #eb8dde6a
+# %% ../../nbs/5_saes/51_codes.ipynb #2ab95793
 @_held.register(list)
 @_held.register(tuple)
 @_held.register(deque)
@@ -245,7 +245,7 @@ def _(module): return module.__name__,
 @_held.register(torch.device)
 def _(device): return ()
 
-# %% ../../nbs/5_saes/51_codes.ipynb #fc70d404
+# %% ../../nbs/5_saes/51_codes.ipynb #00ac4910
 def _names(code: CodeType, reads: tuple[str, ...]) -> set[str]:
     "The names that some code, and code within it, reads by some operations."
     names = {step.argval for step in dis.get_instructions(code) if step.opname in reads}
@@ -279,7 +279,7 @@ def _(cls: type):
     def counts(name, value): return isinstance(value, FunctionType) or not name.startswith("__")
     return cls.__qualname__, *cls.__bases__, {name: v for name, v in vars(cls).items() if counts(name, v)}
 
-# %% ../../nbs/5_saes/51_codes.ipynb #9f1ee119
+# %% ../../nbs/5_saes/51_codes.ipynb #4375532b
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype)
 
 
@@ -333,7 +333,7 @@ def digest_of(
     "The first 16 hex digits of a SHA-256 of all that some values depend on."
     return _Reading()(values).hex()[:16]
 
-# %% ../../nbs/5_saes/51_codes.ipynb #8a1b06dd
+# %% ../../nbs/5_saes/51_codes.ipynb #667f82dd
 def place_of(
     node: Node | str,  # `L2.resid_pre`
 ) -> Node:
@@ -381,7 +381,7 @@ def _check_shapes(name: str, W_dec, b_dec):
                      f"and b_dec of shape {tuple(b_dec.shape)}: {hint}")
 
 # %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class SparseSAE:
     "An SAE at one place, frozen."
     node: Node  # where it stands; with a head or a position if it is for that one only, else heads side by side
@@ -393,6 +393,7 @@ class SparseSAE:
     architecture: str = "own"  # what kind of SAE it is, for reports
 
     def __post_init__(self):
+        if not isinstance(self.name, str): raise TypeError(f"SAE name {self.name!r} is no text")
         object.__setattr__(self, "node", place_of(self.node))
         _check_shapes(self.name, self.W_dec, self.b_dec)
         check_finite(f"{self.name} at {self.node}", {"W_dec": self.W_dec, "b_dec": self.b_dec})
@@ -421,7 +422,7 @@ class SparseSAE:
 @_held.register
 def _(sae: SparseSAE): return sae.digest,
 
-# %% ../../nbs/5_saes/51_codes.ipynb #dab3fa7f
+# %% ../../nbs/5_saes/51_codes.ipynb #3f68e3a5
 def latents_of(
     said,  # what an encoder returned
     tokens: int,  # how many it was given
@@ -450,7 +451,7 @@ def _joined(parts: list[Codes]) -> Codes:
     if parts[0].scale is not None: codes = codes._replace(scale=torch.cat([part.scale for part in parts]))
     return codes if parts[0].shift is None else codes._replace(shift=torch.cat([part.shift for part in parts]))
 
-# %% ../../nbs/5_saes/51_codes.ipynb #1d486cdd
+# %% ../../nbs/5_saes/51_codes.ipynb #ffea68e0
 @patch
 @torch.no_grad()
 def encode(
