@@ -1,6 +1,11 @@
 """One view of every SAE: against sae_lens' own encode and decode, without state, in blocks, from files, and refused."""
 import copy
+import functools
 import itertools
+import shutil
+import sys
+import types
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,11 +20,12 @@ from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
+from sage_nb.core.models import EMBEDDED
 from sage_nb.truth.features import Dictionary, Features
 from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
-from sage_nb.saes.codes import Codes, Pursuit, SparseSAE, to_codes
-from sage_nb.saes.sets import SAESet, load_saes
-from sage_nb.saes.baselines import random_decoder, supervised_as_sae
+from sage_nb.saes.codes import BlockEncoder, Codes, Pursuit, SparseSAE, digest_of, to_codes
+from sage_nb.saes.sets import SAESet, embedded_saes, load_saes
+from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
 
 
 def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -363,3 +369,262 @@ def test_random_decoder_keeps_shape_place_and_sparsity_and_its_seed():
     assert twin.encode(x).values.shape[-1] == 5
     assert torch.equal(twin.W_dec, again.W_dec) and not torch.equal(twin.W_dec, other.W_dec)
     assert not torch.allclose(twin.W_dec, sae.W_dec)
+
+
+def test_twins_of_different_places_share_no_directions():
+    x = draw(80, 16)
+    lower, upper = (from_sae_lens(random_sae_lens("topk", hook=f"blocks.{i}.hook_resid_pre")) for i in (1, 2))
+    assert torch.equal(lower.W_dec, upper.W_dec)
+    first, second = random_decoder(lower, x).W_dec, random_decoder(upper, x).W_dec
+    assert (first @ second.T).max() < 0.97, "a direction of one layer is one of the other"
+    head = replace(lower, node="L1H0.z")
+    other = replace(lower, node="L1H1.z")
+    assert not torch.allclose(random_decoder(head, x).W_dec, random_decoder(other, x).W_dec)
+
+
+def test_random_twins_are_made_alike_for_embedded_sets_and_own_ones():
+    saes, x = load_saes("tiny-gpt2-res-topk"), draw(60, 128)
+    assert not hasattr(saes, "twin")
+    own = load_saes([SparseSAE(sae.node, sae.W_dec, sae.b_dec, sae.encoder) for sae in saes])
+    for sae, same in zip(saes, own):
+        twin, twin_of_own = random_decoder(sae, x), random_decoder(same, x)
+        assert torch.equal(twin.W_dec, twin_of_own.W_dec) and twin.digest == twin_of_own.digest
+
+
+# Digests
+
+W, BIAS = draw(16, 96), 0.1 * draw(96, seed=4)
+MASK = torch.ones(96)
+MODULE = types.ModuleType("one_of_ones_own")
+MODULE.gain = 2.0
+
+
+class Layers(torch.nn.Module):
+    "An encoder that is a module with a module in it."
+
+    def __init__(self, k=5):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 96)
+        self.linear.weight.data, self.linear.bias.data = draw(96, 16), draw(96)
+        self.register_buffer("threshold", torch.zeros(96), persistent=False)
+        self.k = k
+
+    @torch.no_grad()
+    def forward(self, x):
+        y = self.linear(x)
+        return self.only_largest(y * (y > self.threshold))
+
+    def only_largest(self, y): return torch.zeros_like(y).scatter(-1, (top := y.topk(self.k)).indices, top.values)
+
+
+class Slotted:
+    __slots__ = ("weights", "cut")
+
+    def __init__(self, weights, cut): self.weights, self.cut = weights, cut
+    def __call__(self, x): return (x @ self.weights - self.cut).relu()
+
+
+def masked(x): return (x @ W).relu() * MASK
+
+
+def closed_over(mask): return lambda x: (x @ W + BIAS).relu() * mask
+def in_a_list(mask): return lambda x, held=[{"mask": mask}]: (x @ W).relu() * held[0]["mask"]
+def bound(cut): return Slotted(W, cut).__call__
+def partly(cut): return functools.partial(lambda x, cut: (x @ W - cut).relu(), cut=cut)
+def in_blocks(k): return BlockEncoder(lambda x, part: (x @ W[:, part]).relu(), 96, k)
+
+
+def with_layers(change):
+    layers = Layers()
+    change(layers)
+    return layers
+
+
+def raise_threshold(layers): layers.threshold[:64] = torch.inf
+def lower_bias(layers): layers.linear.bias.data[:64] = -torch.inf
+def fewer(layers): layers.k = 3
+def hook(layers): layers.linear.register_forward_hook(lambda module, args, out: out * (torch.arange(96) > 63))
+
+
+OFF = torch.cat([torch.zeros(64), torch.ones(32)])
+ENCODERS = {  # how 64 latents are switched off, or other codes made: the encoder, one that is changed
+    "a mask in a closure": (lambda: closed_over(MASK), lambda: closed_over(OFF)),
+    "a mask in a container": (lambda: in_a_list(MASK), lambda: in_a_list(OFF)),
+    "a field with slots": (lambda: Slotted(W, 0.5), lambda: Slotted(W, 0.6)),
+    "the object of a method": (lambda: bound(0.5), lambda: bound(0.6)),
+    "an argument that is held": (lambda: partly(0.5), lambda: partly(0.6)),
+    "a number in the code": (lambda: lambda x: (x @ W - 0.5).relu(), lambda: lambda x: (x @ W - 0.6).relu()),
+    "another operation": (lambda: lambda x: (x @ W).relu(), lambda: lambda x: (x @ W).sigmoid()),
+    "a library's function": (lambda: torch.relu, lambda: torch.sigmoid),
+    "k": (lambda: in_blocks(5), lambda: in_blocks(4)),
+    "steps of pursuit": (lambda: Pursuit(W.T, 3), lambda: Pursuit(W.T, 2)),
+    "a buffer": (Layers, lambda: with_layers(raise_threshold)),
+    "a bias in a module": (Layers, lambda: with_layers(lower_bias)),
+    "an attribute of a module": (Layers, lambda: with_layers(fewer)),
+    "a hook of a module": (Layers, lambda: with_layers(hook)),
+    "a view in a view": (lambda: replace(VIEW, name="a").dense_encode, lambda: replace(VIEW, b_dec=OTHER).dense_encode),
+}
+VIEW, OTHER = from_sae_lens(random_sae_lens("standard")), draw(16)
+
+
+def viewed(encoder): return SparseSAE("L0.resid_pre", W.T, torch.zeros(16), encoder)
+
+
+@pytest.mark.parametrize("how", ENCODERS)
+def test_a_digest_follows_everything_that_the_encoder_reaches(how):
+    make, change = ENCODERS[how]
+    sae, again, changed = viewed(make()), viewed(make()), viewed(change())
+    assert sae.digest == again.digest != changed.digest
+    assert len(sae.digest) == 16 and int(sae.digest, 16) >= 0
+    assert SAESet("a", {sae.node: sae}).digest == SAESet("b", {again.node: again}).digest
+    assert SAESet("a", {sae.node: sae}).digest != SAESet("a", {sae.node: changed}).digest
+
+
+def test_a_digest_follows_global_variables_modules_and_classes_of_ones_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, MODULE.__name__, MODULE)
+    def digests():
+        encoders = [lambda x: x @ W * MODULE.gain, lambda x: (x @ W).relu() * MASK, lambda x: masked(x), Layers()]
+        return [viewed(encoder).digest for encoder in encoders]
+    before = digests()
+    assert digests() == before
+    monkeypatch.setattr(MODULE, "gain", 3.0)
+    monkeypatch.setitem(globals(), "MASK", OFF)
+    monkeypatch.setattr(Layers, "only_largest", lambda self, y: y.relu())
+    assert all(a != b for a, b in zip(before, digests()))
+
+
+@pytest.mark.parametrize("architecture,tensor,value", [
+    ("standard", "b_enc", -torch.inf), ("topk", "b_enc", -torch.inf), ("jumprelu", "b_enc", -torch.inf),
+    ("jumprelu", "threshold", torch.inf), ("gated", "b_gate", -torch.inf)])
+def test_latents_switched_off_in_a_library_sae_change_the_digest_and_the_codes(architecture, tensor, value):
+    off_64, x = random_sae_lens(architecture), draw(50, 16)
+    getattr(off_64, tensor).data[:64] = value
+    whole, part = from_sae_lens(random_sae_lens(architecture)), from_sae_lens(off_64)
+    assert whole.digest != part.digest
+    assert (part.dense_encode(x)[:, :64] == 0).all() and (whole.dense_encode(x)[:, :64] != 0).any()
+    assert torch.equal(whole.W_dec, part.W_dec) and torch.equal(whole.b_dec, part.b_dec), "only the encoder differs"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_weight_and_setting_of_a_library_sae_is_in_its_digest(architecture):
+    digest = from_sae_lens(random_sae_lens(architecture)).digest
+    for name, _ in random_sae_lens(architecture).named_parameters():
+        other = random_sae_lens(architecture)
+        getattr(other, name).data.flatten()[0] += 0.01
+        assert from_sae_lens(other).digest != digest, f"{name} is not in the digest"
+    settings = {"topk": [dict(k=4), dict(rescale_acts_by_decoder_norm=False)], "abstopk": [dict(k=4)],
+                "matching_pursuit": [dict(max_iterations=3), dict(residual_threshold=1.0)]}.get(architecture, [])
+    for changed in [*settings, dict(apply_b_dec_to_input=False)]:
+        assert from_sae_lens(random_sae_lens(architecture, **changed)).digest != digest, changed
+    assert from_sae_lens(random_sae_lens(architecture, "layer_norm")).digest != digest
+    assert from_sae_lens(random_sae_lens(architecture, hook="blocks.1.hook_resid_pre")).digest != digest
+    assert from_sae_lens(random_sae_lens(architecture), dtype="float16").digest != digest
+
+
+@pytest.mark.parametrize("name", embedded_saes())
+def test_a_set_has_the_same_digest_whenever_and_from_wherever_it_is_loaded(name, tmp_path):
+    shutil.copytree(EMBEDDED / "saes" / name, tmp_path / "elsewhere")
+    first, again, copied = load_saes(name), load_saes(name), load_saes(tmp_path / "elsewhere", "another name")
+    assert first.digest == again.digest == copied.digest
+    next(iter(again)).encode(draw(20, next(iter(again)).d_in))
+    assert replace(again).digest == first.digest, "use changes the digest"
+    folders = sorted(cfg.parent for cfg in (EMBEDDED / "saes" / name).rglob("cfg.json"))
+    objects = [SAE.load_from_disk(str(folder), dtype="float32") for folder in folders]
+    assert load_saes(objects).digest == first.digest
+
+
+def test_digests_of_the_embedded_sets_differ():
+    digests = {name: load_saes(name).digest for name in embedded_saes()}
+    assert len(set(digests.values())) == len(digests)
+
+
+def test_a_digest_is_the_same_on_every_machine():
+    pursuit = SparseSAE("L0.resid_pre", torch.eye(3), torch.zeros(3), Pursuit(torch.eye(3), 2))
+    assert pursuit.digest == "ed50f89feb1bb838", "digests in reports that were saved no longer fit"
+
+
+def test_things_that_hold_each_other_have_digests():
+    one, other = {"name": "one"}, {"name": "other"}
+    one["other"], other["one"] = other, one
+    assert digest_of(one) == digest_of(one) != digest_of(other)
+    ring = Layers()
+    ring.__dict__["itself"] = ring
+    assert digest_of(ring) == digest_of(ring) != digest_of(Layers())
+
+
+# Names and kinds
+
+def test_unnamed_sets_say_what_they_are_and_differ():
+    first, second = (load_saes([replace(VIEW, name="mine", b_dec=draw(16, seed=i))]) for i in (1, 2))
+    assert first.name != second.name and all(s.name.startswith("mine L2.resid_pre ") for s in (first, second))
+    assert first.name.endswith(first.digest[:6])
+    own = load_saes({f"L{layer}.resid_pre": Own(16) for layer in range(3)})
+    assert own.name == f"Own L0.resid_pre … L2.resid_pre {own.digest[:6]}"
+    assert load_saes({f"L{layer}.resid_pre": Own(16) for layer in range(3)}).name == own.name
+    library = random_sae_lens("topk")
+    assert load_saes([library]).name.startswith("TopKSAE L2.resid_pre ")
+    library.cfg.metadata.release = "some-release"
+    assert load_saes(library).name.startswith("some-release L2.resid_pre ")
+    assert load_saes(library, "named").name == "named"
+
+
+def test_names_of_stored_sets_say_where_they_came_from(tmp_path, monkeypatch):
+    shutil.copytree(EMBEDDED / "saes" / "tiny-gpt2-z-topk", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert load_saes(".").name == load_saes("./").name == load_saes("../mine").name == "mine"
+    assert load_saes(tmp_path / "mine", ids="blocks.2*").name == "mine (blocks.2*)"
+    assert load_saes("tiny-gpt2-z-topk").name == "tiny-gpt2-z-topk"
+    assert next(iter(load_saes("."))).name == "mine"
+
+
+def test_architectures_are_said():
+    for architecture in ARCHITECTURES: assert from_sae_lens(random_sae_lens(architecture)).architecture == architecture
+    assert {sae.architecture for sae in load_saes("tiny-gemma-res-jumprelu")} == {"jumprelu"}
+    x = draw(40, 16)
+    kinds = [from_object(Own(16), "L0.z"), pca_sae(x, 3, "L0.z"), identity_sae(16, "L0.z"), random_decoder(VIEW, x),
+             supervised_as_sae(dictionary(), "L0H0.z@END")]
+    assert [sae.architecture for sae in kinds] == ["Own", "pca", "identity", "random decoder", "supervised"]
+
+
+def test_sets_and_saes_print_in_a_line():
+    for name in embedded_saes():
+        saes = load_saes(name)
+        texts = [repr(saes), *map(repr, saes)]
+        assert all(len(text) < 160 and "\n" not in text for text in texts)
+        first = next(iter(saes))
+        assert name in texts[0] and first.architecture in texts[0] and str(first.d_sae) in texts[0]
+        assert f"{len(saes)} × " in texts[0]
+
+
+# Where SAEs can stand
+
+@pytest.mark.parametrize("name", embedded_saes())
+def test_embedded_sets_fit_their_model_and_no_other_site(name, random_models):
+    family = name.split("-")[1]
+    load_saes(name).require(random_models[family])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt2-hooked", "pythia", "pythia-hooked", "gemma", "gemma-hooked"])
+def test_what_fits_a_model_is_what_can_be_captured_there(random_models, family):
+    model, tokens = random_models[family], torch.randint(5, 200, (2, 6))
+    _, cache = model.run_with_cache(tokens)
+    for node in map(Node.parse, ("L1.resid_pre", "L1.resid_mid", "L3.resid_post", "L0.z", "L1H1.k", "L2.v", "L2.q")):
+        if node.hook not in model.hook_dict: continue
+        width = cache[node.hook].flatten(2).shape[-1] if node.head is None else cache[node.hook].shape[-1]
+        fits, wide = (SAESet(str(d), {node: identity_sae(d, node)}) for d in (width, width + 1))
+        fits.require(model)
+        refused = f"activations of width {width} there, not {width + 1}"
+        with pytest.raises(ValueError, match=refused): wide.require(model)
+
+
+def test_blocks_in_parallel_have_no_middle(random_models):
+    middle = SAESet("middle", {Node("resid_mid", 1): identity_sae(128, "L1.resid_mid")})
+    middle.require(random_models["gpt2"])
+    with pytest.raises(ValueError, match="the model has no resid_mid: is another"):
+        middle.require(random_models["pythia"])
+
+
+def test_the_stream_after_the_last_layer_may_be_called_before_the_next(random_models):
+    def at(layer): return SAESet("end", {Node("resid_pre", layer): identity_sae(128, Node("resid_pre", layer))})
+    at(4).require(random_models["gpt2"])
+    with pytest.raises(ValueError, match="has 4 layers"): at(5).require(random_models["gpt2"])

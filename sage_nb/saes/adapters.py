@@ -45,20 +45,25 @@ def _place(sae, name: str) -> Node:
                      "(blocks.2.hook_resid_pre) or load it by its node, as in load_saes({'L2.resid_pre': sae})")
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #51d1c2b5
-def _affine(sae, name: str):
-    "What a linear encoder says before anything is set to 0: (activations, which latents) -> their values."
-    W, b = sae.W_enc, getattr(sae, name)
-    start = widen(sae.b_dec) if sae.cfg.apply_b_dec_to_input else 0
-    return lambda x, part: (x - start) @ widen(W[:, part], x.dtype) + widen(b[part], x.dtype)
+def _linear(sae):
+    "What a linear encoder says, without its bias: (activations, which latents) -> their values."
+    W, start = sae.W_enc, widen(sae.b_dec) if sae.cfg.apply_b_dec_to_input else 0
+    return lambda x, part: (x - start) @ widen(W[:, part], x.dtype)
+
+
+def _affine(sae):
+    "The same with its bias, before anything is set to 0."
+    linear, b = _linear(sae), sae.b_enc
+    return lambda x, part: linear(x, part) + widen(b[part], x.dtype)
 
 
 def _standard(sae):
-    pre = _affine(sae, "b_enc")
+    pre = _affine(sae)
     return BlockEncoder(lambda x, part: pre(x, part).relu(), sae.cfg.d_sae)
 
 
 def _jumprelu(sae):
-    pre, threshold = _affine(sae, "b_enc"), sae.threshold
+    pre, threshold = _affine(sae), sae.threshold
 
     def latents(x, part):
         y = pre(x, part)
@@ -67,12 +72,12 @@ def _jumprelu(sae):
 
 
 def _gated(sae):
-    gate, b_gate, r_mag, b_mag = _affine(sae, "b_gate"), sae.b_gate, sae.r_mag, sae.b_mag
+    linear, b_gate, r_mag, b_mag = _linear(sae), sae.b_gate, sae.r_mag, sae.b_mag
 
     def latents(x, part):
-        y = gate(x, part)
-        size = (y - b_gate[part]) * widen(r_mag[part]).exp() + b_mag[part]
-        return (y > 0) * size.relu()
+        y = linear(x, part)
+        size = y * widen(r_mag[part], x.dtype).exp() + widen(b_mag[part], x.dtype)
+        return (y + widen(b_gate[part], x.dtype) > 0) * size.relu()
     return BlockEncoder(latents, sae.cfg.d_sae)
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #19605097
@@ -82,7 +87,7 @@ def _norms(W_dec) -> Float[Tensor, "latent"]:
 
 
 def _topk(sae, signed=False):
-    pre = _affine(sae, "b_enc")
+    pre = _affine(sae)
     norm = _norms(sae.W_dec) if sae.cfg.rescale_acts_by_decoder_norm else None
 
     def latents(x, part):
@@ -153,6 +158,8 @@ def random_sae_lens(
 ):
     "A sae_lens SAE, every weight random, and about a third of its latents active where that is not fixed; for tests."
     from sae_lens import SAE
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
     if architecture in ("topk", "abstopk"): settings = {"k": 5, "rescale_acts_by_decoder_norm": True} | settings
     if architecture == "matching_pursuit": settings = {"max_iterations": 12} | settings
     settings |= dict(architecture=architecture, d_in=d_in, d_sae=d_sae, normalize_activations=normalise)
@@ -199,7 +206,7 @@ def as_dtype(
         raise ValueError(f"dtype {dtype!r} is not one that weights are kept in (has {', '.join(_DTYPES)})")
     return found
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #af37ca1f
+# %% ../../nbs/5_saes/52_adapters.ipynb #db54f179
 def _check_weights(sae, name: str):
     "Refuse weights that are no numbers, or that do not fit together."
     weights = {key: w for key, w in [*sae.named_parameters(), *sae.named_buffers()] if w.is_floating_point()}
@@ -263,7 +270,8 @@ class _Ask(NamedTuple):
 
 def _some_activations(sae, d_in: int) -> Float[Tensor, "token d_in"]:
     "A few random activations, of the type and on the device of the object's weights."
-    like = next(iter(sae.parameters())) if hasattr(sae, "parameters") else getattr(sae, "W_dec", torch.empty(0))
+    weights = [*sae.parameters()] if isinstance(sae, torch.nn.Module) else [getattr(sae, "W_dec", None)]
+    like = next((w for w in weights if isinstance(w, Tensor) and w.is_floating_point()), torch.empty(0))
     return torch.randn(6, d_in, generator=torch.Generator().manual_seed(0)).to(like)
 
 
@@ -314,12 +322,16 @@ def _decoder(sae, x, codes, name: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"SAE {name!r} does not decode affinely: its latents have no directions to project")
     return W_dec, b_dec
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #47ce0027
+# %% ../../nbs/5_saes/52_adapters.ipynb #730e55b3
 def _matrix(sae, x, codes, name: str) -> tuple[Tensor, Tensor]:
     "W_dec and b_dec of an object that has no `decode`; an error where the codes do not fit."
     W_dec, d_sae = sae.W_dec, codes.shape[1]
     b_dec = getattr(sae, "b_dec", x.new_zeros(x.shape[-1]))
-    if isinstance(W_dec, Tensor) and W_dec.shape != (d_sae, x.shape[-1]):
+    for part, values in (("W_dec", W_dec), ("b_dec", b_dec)):
+        if not isinstance(values, Tensor):
+            kind = type(values).__name__
+            raise TypeError(f"{part} of SAE {name!r} is {kind}: give a tensor of floating-point numbers")
+    if W_dec.shape != (d_sae, x.shape[-1]):
         hint = ": it looks transposed, give W_dec.T" if W_dec.T.shape == (d_sae, x.shape[-1]) else ""
         raise ValueError(f"SAE {name!r} has W_dec of shape {tuple(W_dec.shape)}, and encodes activations of width "
                          f"{x.shape[-1]} to {d_sae} latents; W_dec must be (d_sae, d_in){hint}")

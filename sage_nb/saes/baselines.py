@@ -71,6 +71,7 @@ def random_decoder(
     if not isinstance(sae, SparseSAE):
         raise TypeError(f"{type(sae).__name__} is no SparseSAE: give one SAE at a time, as saes.before(3)")
     _check_activations(x, f"the random decoder beside SAE {sae.name!r}")
+    if not isinstance(seed, int): raise TypeError(f"seed={seed!r} is no whole number")
     l0 = min(max(round(sae.encode(x).l0), 1), sae.d_in)
     W_dec = torch.randn(sae.W_dec.shape, generator=_generator_at(sae.node, seed))
     W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(sae.W_dec)

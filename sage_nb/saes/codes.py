@@ -178,7 +178,7 @@ def normalised(
         return Normalised((x - shift) / (scale + 1e-5), scale, shift)
     raise ValueError(f"normalisation {how!r} is not one of {', '.join(NORMALISATIONS)}")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #048bd2fb
+# %% ../../nbs/5_saes/51_codes.ipynb #04953ad3
 _TORCH_STATE = set(vars(nn.Module()))  # its hooks and flags, which every module has
 
 
@@ -210,7 +210,7 @@ def _(module: nn.Module):
     rest = {name: value for name, value in vars(module).items() if name not in _TORCH_STATE}
     return type(module), *state, *hooks, rest
 
-# %% ../../nbs/5_saes/51_codes.ipynb #02bfad54
+# %% ../../nbs/5_saes/51_codes.ipynb #2ab95793
 @_held.register(list)
 @_held.register(tuple)
 @_held.register(deque)
@@ -245,7 +245,7 @@ def _(module): return module.__name__,
 @_held.register(torch.device)
 def _(device): return ()
 
-# %% ../../nbs/5_saes/51_codes.ipynb #9160a3df
+# %% ../../nbs/5_saes/51_codes.ipynb #00ac4910
 def _names(code: CodeType, reads: tuple[str, ...]) -> set[str]:
     "The names that some code, and code within it, reads by some operations."
     names = {step.argval for step in dis.get_instructions(code) if step.opname in reads}
@@ -279,7 +279,7 @@ def _(cls: type):
     def counts(name, value): return isinstance(value, FunctionType) or not name.startswith("__")
     return cls.__qualname__, *cls.__bases__, {name: v for name, v in vars(cls).items() if counts(name, v)}
 
-# %% ../../nbs/5_saes/51_codes.ipynb #393b8eb0
+# %% ../../nbs/5_saes/51_codes.ipynb #4375532b
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype)
 
 
@@ -333,7 +333,7 @@ def digest_of(
     "The first 16 hex digits of a SHA-256 of all that some values depend on."
     return _Reading()(values).hex()[:16]
 
-# %% ../../nbs/5_saes/51_codes.ipynb #65f23abe
+# %% ../../nbs/5_saes/51_codes.ipynb #667f82dd
 def place_of(
     node: Node | str,  # `L2.resid_pre`
 ) -> Node:
@@ -381,7 +381,7 @@ def _check_shapes(name: str, W_dec, b_dec):
                      f"and b_dec of shape {tuple(b_dec.shape)}: {hint}")
 
 # %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class SparseSAE:
     "An SAE at one place, frozen."
     node: Node  # where it stands; with a head or a position if it is for that one only, else heads side by side
@@ -393,6 +393,7 @@ class SparseSAE:
     architecture: str = "own"  # what kind of SAE it is, for reports
 
     def __post_init__(self):
+        if not isinstance(self.name, str): raise TypeError(f"SAE name {self.name!r} is no text")
         object.__setattr__(self, "node", place_of(self.node))
         _check_shapes(self.name, self.W_dec, self.b_dec)
         check_finite(f"{self.name} at {self.node}", {"W_dec": self.W_dec, "b_dec": self.b_dec})
@@ -421,7 +422,7 @@ class SparseSAE:
 @_held.register
 def _(sae: SparseSAE): return sae.digest,
 
-# %% ../../nbs/5_saes/51_codes.ipynb #b8740173
+# %% ../../nbs/5_saes/51_codes.ipynb #3f68e3a5
 def latents_of(
     said,  # what an encoder returned
     tokens: int,  # how many it was given
@@ -450,7 +451,7 @@ def _joined(parts: list[Codes]) -> Codes:
     if parts[0].scale is not None: codes = codes._replace(scale=torch.cat([part.scale for part in parts]))
     return codes if parts[0].shift is None else codes._replace(shift=torch.cat([part.shift for part in parts]))
 
-# %% ../../nbs/5_saes/51_codes.ipynb #2a0fdca9
+# %% ../../nbs/5_saes/51_codes.ipynb #ffea68e0
 @patch
 @torch.no_grad()
 def encode(
@@ -464,6 +465,7 @@ def encode(
     formed = min(self.d_sae, LATENT_BLOCK) if in_blocks else self.d_sae
     tokens = widen(x.to(self.W_dec.device), widen(self.b_dec).dtype).reshape(-1, self.d_in)
     codes = _joined([self._encode(some) for some in tokens.split(chunk or max(MOST_FORMED // formed, 1))])
+    if not in_blocks: self._check_latents(codes)
     if not codes.values.isfinite().all(): raise ValueError(self._not_finite(x))
     return Codes(*(None if part is None else part.reshape(*x.shape[:-1], part.shape[-1]) for part in codes))
 
@@ -486,6 +488,14 @@ def _check_input(self: SparseSAE, x, chunk):
         raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_in}, got {got}: "
                          f"it stands at {self.node}, and is it one of this model?")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk={chunk} tokens at a time is less than 1")
+
+
+@patch
+def _check_latents(self: SparseSAE, codes):
+    "Refuse codes of latents that are not there."
+    wrong = codes.indices[(codes.indices < 0) | (codes.indices >= self.d_sae)]
+    if len(wrong):
+        raise ValueError(f"the encoder of SAE {self.name!r} names latent {wrong[0]}, and has {self.d_sae}, from 0")
 
 
 @patch

@@ -52,10 +52,15 @@ def _check_places(name: str, saes: dict[Node, SparseSAE]):
                          "Load them as two sets")
 
 
+def _check_name(name: str):
+    "Refuse a name that cannot stand in a table."
+    if isinstance(name, str) and name.strip() and name.isprintable(): return
+    raise ValueError(f"SAE set name {name!r} is not a line of text: it stands in tables and names files")
+
+
 def _checked(name: str, saes) -> dict[Node, SparseSAE]:
     "The SAEs of a set by node; an error for what is no set."
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ValueError(f"SAE set name {name!r} is not a line of text: it stands in tables and names files")
+    _check_name(name)
     if not isinstance(saes, Mapping) or not all(isinstance(sae, SparseSAE) for sae in saes.values()):
         raise TypeError(f"SAE set {name!r} needs SparseSAEs by node: make sets of other objects with load_saes")
     if not saes: raise ValueError(f"SAE set {name!r} is empty: give at least one SAE")
@@ -67,7 +72,7 @@ def _checked(name: str, saes) -> dict[Node, SparseSAE]:
     _check_places(name, by_node)
     return by_node
 
-# %% ../../nbs/5_saes/53_sets.ipynb #63189dfe
+# %% ../../nbs/5_saes/53_sets.ipynb #3bec4e5e
 def _some(texts: Iterable[str], most: int = 3) -> str:
     "A list of texts, or the first and the last of many."
     texts = [*texts]
@@ -79,7 +84,7 @@ def _in_order(nodes: Iterable[Node]) -> list[str]:
     return [str(node) for node in sorted(nodes, key=lambda node: (_same_place(node).layer, str(node)))]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class SAESet:
     "SAEs of one kind at places of one model."
     name: str
@@ -109,13 +114,13 @@ class SAESet:
 
     def before(self, layer: int) -> SparseSAE:
         "The SAE of the residual stream before a layer; that before layer `n_layers` stands after the last."
-        sae = self.find(Node("resid_pre", layer)) if layer >= 0 else None
+        sae = self.find(Node("resid_pre", layer)) if isinstance(layer, int) and layer >= 0 else None
         if sae is None:
-            raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer} "
+            raise ValueError(f"SAE set {self.name!r} has no SAE of the residual stream before layer {layer!r} "
                              f"(has {', '.join(map(str, self.saes))})")
         return sae
 
-# %% ../../nbs/5_saes/53_sets.ipynb #e800168f
+# %% ../../nbs/5_saes/53_sets.ipynb #dd9a5b28
 def _width(model, node: Node) -> int:
     "How wide the activations at a node are; heads side by side unless it names one."
     if node.site not in HEAD_SITES: return model.cfg.d_model
@@ -148,7 +153,7 @@ def embedded_saes() -> list[str]:
     "Names of the SAE sets that come with the package."
     return sorted(folder.name for folder in (EMBEDDED / "saes").glob("*") if folder.is_dir())
 
-# %% ../../nbs/5_saes/53_sets.ipynb #ea100f1e
+# %% ../../nbs/5_saes/53_sets.ipynb #1c57096b
 _FILES = ("cfg.json", "sae_weights.safetensors")  # of each SAE in a folder
 
 
@@ -186,6 +191,8 @@ def check_files(
     folder: Path,  # of one SAE of sae_lens
 ):
     "An error, with the file's name, if the folder's files are not those of an SAE."
+    from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting  # slow to import
+    from sae_lens.registry import SAE_CLASS_REGISTRY
     for path in (folder / name for name in _FILES):
         if not path.is_file():
             raise ValueError(f"SAE folder {str(folder)!r} has no {path.name}: copy it there, or take the folder away")
@@ -195,7 +202,11 @@ def check_files(
     said, shapes = _parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), _shapes(weights)
     missing = [key for key in ("d_in", "d_sae") if key not in said]
     if missing: raise ValueError(f"configuration {str(cfg)!r} does not say {missing[0]!r}: it is not that of an SAE")
-    if said.get("architecture", "standard") not in ARCHITECTURES: return
+    architecture = handle_config_defaulting(dict(said)).get("architecture")
+    if architecture not in SAE_CLASS_REGISTRY:
+        raise ValueError(f"configuration {str(cfg)!r} says architecture {architecture!r}, which sae_lens does not know "
+                         f"(has {', '.join(SAE_CLASS_REGISTRY)})")
+    if architecture not in ARCHITECTURES: return  # refused as what it is, when it is viewed
     wanted = {"W_dec": (said["d_sae"], said["d_in"]), "b_dec": (said["d_in"],)}
     for name, shape in wanted.items():
         if shapes.get(name) == shape: continue
@@ -254,7 +265,7 @@ def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, Sp
         saes[sae.node], labels[sae.node] = sae, label
     return saes
 
-# %% ../../nbs/5_saes/53_sets.ipynb #263a3578
+# %% ../../nbs/5_saes/53_sets.ipynb #22d28512
 def _kind(sae) -> str:
     "What an object says of itself."
     if isinstance(sae, SparseSAE): return sae.name
@@ -318,6 +329,14 @@ def _stored(source: str | Path) -> Path | None:
     return path if path.is_dir() else None
 
 
+def _check_device(device):
+    "Refuse a device that torch does not have."
+    kind = torch.device(device).type  # says what there is, if it is none
+    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()): return
+    if kind == "mps" and torch.backends.mps.is_available(): return
+    raise ValueError(f"device {str(device)!r} cannot be used here: torch finds none; use 'cpu'")
+
+
 def load_saes(
     source,  # an embedded set, a folder of sae_lens SAEs, a release of sae_lens, or SAE objects: one, some, or by node
     name: str | None = None,  # how the set is called in reports; by default after where it comes from
@@ -327,6 +346,8 @@ def load_saes(
 ) -> SAESet:
     "A set of SAEs, one per layer."
     if not isinstance(ids, str): raise TypeError(f"ids={ids!r} is not a pattern such as '*/width_16k/*'")
+    if device is not None: _check_device(device)
+    if name is not None: _check_name(name)
     dtype, stored = as_dtype(dtype), isinstance(source, (str, Path))
     if not stored and ids != "*":
         raise ValueError(f"ids={ids!r} chooses among the SAEs of a folder or release: of objects, give those you mean")
