@@ -131,7 +131,7 @@ TRUTH = [
     ("a name for a section", lambda f: fit_dictionaries(f.model, f.task, "IO:z@END"), ValueError, "'IO:z@END' is not"),
     ("a name for a task", lambda f: fit_dictionaries(f.model, "ioi", [Z]), TypeError, "task 'ioi' is not a Task"),
     ("a name for a model to fit", lambda f: fit_dictionaries("tiny-gpt2", f.task, [Z]),
-     TypeError, "is not a TransformerLens"),
+     TypeError, "model 'tiny-gpt2'"),
     ("nothing held out", lambda f: fit_dictionaries(f.model, f.task.train, [Z]), ValueError, "no held-out prompts"),
     ("all held out", lambda f: fit_dictionaries(f.model, f.task.test, [Z]), ValueError, "no training prompts"),
     ("an unknown method", lambda f: fit_dictionaries(f.model, f.task, [Z], "median"),

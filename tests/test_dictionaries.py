@@ -16,6 +16,7 @@ from sage_nb.core.models import load_model
 from sage_nb.truth.dictionaries import (FIT_METHODS, Dictionaries, _solve, _Sums, fit_dictionaries, one_hot,
                                         suggest_products, text_digest, variance_explained)
 from sage_nb.truth.features import Term, terms_of
+from sage_nb.truth.runs import set_up
 
 NODE = Node("z", 0, 0, "END")
 
@@ -58,7 +59,7 @@ def planted(n, seed, noise=1.0, d=24, sizes=(8, 5), balanced=False):
 def fit(monkeypatch, attributes, x, method="mse", **more):
     "Fit through the public call, the rows of x standing in for a model's activations."
     half = half_of(attributes)
-    task = SimpleNamespace(attributes=attributes, train=half, test=half)
+    task = SimpleNamespace(attributes=attributes, train=half, test=half, require=lambda model: None)
 
     def rows_of_x(model, prompts, nodes, batch_size): return {n: torch.tensor(x)[prompts.tokens[:, 0]] for n in nodes}
     monkeypatch.setattr(room, "capture", rows_of_x)
@@ -340,7 +341,7 @@ def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatc
     interaction = features.normal(size=(4, 4, 16))[codes["A"], codes["B"]]
     other = NODE._replace(layer=1)
     acts, half = {NODE: x + interaction, other: x}, half_of(attributes)
-    task = SimpleNamespace(attributes=attributes, train=half, test=half)
+    task = SimpleNamespace(attributes=attributes, train=half, test=half, require=lambda model: None)
 
     def rows_of_acts(model, prompts, nodes, batch_size):
         return {n: torch.tensor(acts[n])[prompts.tokens[:, 0]] for n in nodes}
@@ -420,3 +421,12 @@ def test_nan_activations_are_named_and_not_fitted(monkeypatch):
     x[3, 5] = np.nan
     with pytest.raises(ValueError, match="activations at L0H0.z@END hold nan or inf in 1 of 100 prompts"):
         fit(monkeypatch, attributes, x)
+
+
+@pytest.mark.parametrize("call", [lambda f: fit_dictionaries(f.model, f.task, [NODE]),
+                                  lambda f: set_up(f.model, f.task, f.sections[0], f.truth)], ids=["fit", "set up"])
+def test_a_task_made_with_another_tokenizer_is_refused(model, task, sections, truth, call):
+    call(SimpleNamespace(model=model, task=task, sections=sections, truth=truth))
+    foreign = replace(task, tokenizer="0" * 16)
+    with pytest.raises(ValueError, match="task 'ioi' was made for another tokenizer"):
+        call(SimpleNamespace(model=model, task=foreign, sections=sections, truth=truth))

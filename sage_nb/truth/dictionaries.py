@@ -411,6 +411,7 @@ def fit_dictionaries(
     _check_products(products, unseen)
     _check_method(method)
     _check_halves(task)
+    task.require(model)
     nodes, train, test, auto = _nodes_of(sections), task.train, task.test, isinstance(products, str)
     terms = terms_of(train.attributes, _candidates(train) if auto else products)
     folds = _collect(model, train, nodes, terms, 5 if auto else 1, batch_size)
