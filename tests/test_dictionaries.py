@@ -12,9 +12,11 @@ from torch.testing import assert_close
 
 import sage_nb.truth.dictionaries as room
 from sage_nb.core.activations import Node, Prompts, capture
+from sage_nb.core.models import load_model
 from sage_nb.truth.dictionaries import (FIT_METHODS, Dictionaries, _solve, _Sums, fit_dictionaries, one_hot,
-                                        suggest_products, variance_explained)
+                                        suggest_products, text_digest, variance_explained)
 from sage_nb.truth.features import Term, terms_of
+from sage_nb.truth.runs import set_up
 
 NODE = Node("z", 0, 0, "END")
 
@@ -57,7 +59,7 @@ def planted(n, seed, noise=1.0, d=24, sizes=(8, 5), balanced=False):
 def fit(monkeypatch, attributes, x, method="mse", **more):
     "Fit through the public call, the rows of x standing in for a model's activations."
     half = half_of(attributes)
-    task = SimpleNamespace(attributes=attributes, train=half, test=half)
+    task = SimpleNamespace(attributes=attributes, train=half, test=half, require=lambda model: None)
 
     def rows_of_x(model, prompts, nodes, batch_size): return {n: torch.tensor(x)[prompts.tokens[:, 0]] for n in nodes}
     monkeypatch.setattr(room, "capture", rows_of_x)
@@ -339,7 +341,7 @@ def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatc
     interaction = features.normal(size=(4, 4, 16))[codes["A"], codes["B"]]
     other = NODE._replace(layer=1)
     acts, half = {NODE: x + interaction, other: x}, half_of(attributes)
-    task = SimpleNamespace(attributes=attributes, train=half, test=half)
+    task = SimpleNamespace(attributes=attributes, train=half, test=half, require=lambda model: None)
 
     def rows_of_acts(model, prompts, nodes, batch_size):
         return {n: torch.tensor(acts[n])[prompts.tokens[:, 0]] for n in nodes}
@@ -365,3 +367,66 @@ def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatc
                            (dict(products=[("A", "D")]), r"\('A', 'D'\)"),
                            (dict(products=[("A",)]), r"\('A',\)")):
         with pytest.raises(ValueError, match=message): fit_dictionaries(None, task, [NODE], **wrong)
+
+
+# Whose truth it is
+
+@pytest.fixture(scope="module")
+def small_truth(model, task): return fit_dictionaries(model, task, [NODE, Node("v", 1, 2, "S2")])
+
+
+def test_dictionaries_are_refused_on_another_model(model, task, small_truth):
+    small_truth.require(model, task)
+    other = load_model("tiny-gpt2")
+    list(other.parameters())[-1].data += 1e-3  # one weight is enough
+    with pytest.raises(ValueError, match=f"a model of hash {small_truth.model}, and this one has"):
+        small_truth.require(other, task)
+    replace(small_truth, model="").require(other, task)  # of which it is not known what it was fitted on
+
+
+def test_dictionaries_are_refused_on_the_prompts_they_were_fitted_on(model, task, small_truth):
+    mixed = torch.arange(len(task)) % 2 == 0
+    n = int((mixed & ~task.held_out).sum())
+    with pytest.raises(ValueError, match=f"^{n} of {int(mixed.sum())} held-out prompts of task 'ioi' were training"):
+        small_truth.require(model, replace(task, held_out=mixed))
+    assert small_truth.trained_on == {text_digest(text) for text in task.train.texts}
+    assert not small_truth.trained_on & {text_digest(text) for text in task.test.texts}
+
+
+def test_the_digest_changes_with_anything_that_a_dictionary_says(small_truth):
+    dictionary = small_truth[NODE]
+    first = dictionary.features[0]
+
+    def with_first(**how): return replace(dictionary, features=(replace(first, **how), *dictionary.features[1:]))
+    nudged = first.vectors.clone()
+    nudged[-1, -1] = torch.nextafter(nudged[-1, -1], torch.tensor(9.0))
+    changed = {
+        "vector": with_first(vectors=nudged), "weight": with_first(weight=0.999), "values": with_first(
+            values=(("Nobody",), *first.values[1:])), "counts": with_first(counts=first.counts + 1),
+        "mean": replace(dictionary, mean=dictionary.mean + 1e-6), "unseen": replace(dictionary, unseen="additive"),
+        "features": replace(dictionary, features=dictionary.features[:-1])}
+    digests = {replace(small_truth, nodes=small_truth.nodes | {NODE: d}).digest for d in changed.values()}
+    digests |= {replace(small_truth, method="mean").digest, replace(small_truth, model="other").digest,
+                replace(small_truth, nodes={NODE: dictionary}).digest, small_truth.digest}
+    assert len(digests) == len(changed) + 4
+    assert replace(small_truth, nodes=dict(small_truth.nodes)).digest == small_truth.digest
+
+
+def test_the_same_call_gives_the_same_digest(model, task, small_truth):
+    assert fit_dictionaries(model, task, list(map(str, small_truth.nodes))).digest == small_truth.digest
+
+
+def test_nan_activations_are_named_and_not_fitted(monkeypatch):
+    attributes, x, _, _ = planted(100, 7)
+    x[3, 5] = np.nan
+    with pytest.raises(ValueError, match="activations at L0H0.z@END hold nan or inf in 1 of 100 prompts"):
+        fit(monkeypatch, attributes, x)
+
+
+@pytest.mark.parametrize("call", [lambda f: fit_dictionaries(f.model, f.task, [NODE]),
+                                  lambda f: set_up(f.model, f.task, f.sections[0], f.truth)], ids=["fit", "set up"])
+def test_a_task_made_with_another_tokenizer_is_refused(model, task, sections, truth, call):
+    call(SimpleNamespace(model=model, task=task, sections=sections, truth=truth))
+    foreign = replace(task, tokenizer="0" * 16)
+    with pytest.raises(ValueError, match="task 'ioi' was made for another tokenizer"):
+        call(SimpleNamespace(model=model, task=foreign, sections=sections, truth=truth))

@@ -76,12 +76,13 @@ def test_loss_with_changed_activations_equals_hooked_transformer(models, tasks, 
     hf = AutoModelForCausalLM.from_pretrained(EMBEDDED / name, dtype=torch.float32)
     theirs = hooked_transformer(hf, model.tokenizer, FAMILIES[name])
     mean = sae_inputs(model, prompts, place).mean(0)
-    clean = next_token_loss(model, prompts)
+    if place.site in ("resid_pre", "resid_mid"):
+        ablated = next_token_loss(model, prompts, place, lambda x: mean.expand_as(x))
+        assert ablated > next_token_loss(model, prompts) + 1, "a loss that hardly moves would not show a wrong place"
     for change in (lambda x: mean.expand_as(x), lambda x: 0.5 * x):
         ours = next_token_loss(model, prompts, place, change)
         assert ours == pytest.approx(plain_loss(theirs, prompts, place, change), abs=2e-4)
         assert next_token_loss(theirs, prompts, place, change) == pytest.approx(ours, abs=2e-4)
-        if place.site != "z": assert abs(ours - clean) > 0.01
 
 
 def test_ablating_the_stream_within_a_block_is_not_ablating_what_the_mlp_reads(models, tasks):
@@ -169,7 +170,7 @@ def test_swapped_layers_are_named(lab):
 
 
 def read_as(sae, change):
-    "The SAE with something done to its activations first, as it would be if it had been trained on the result of undoing it."
+    "The SAE with something done to its activations first."
     return replace(sae, encoder=lambda x: sae.encoder(change(x)))
 
 
@@ -185,19 +186,27 @@ def test_causes_are_found(lab):
     sae = saes.saes[place]
     without = room._judged(capture(model, room._other_start(model, prompts), [place])[place],
                            room._other_start(model, prompts), place, first=1)
+    of_four_times = read_as(sae, lambda x: 4 * x)
     faults = {
-        "activations multiplied by 0.25": replace(read_as(sae, lambda x: 4 * x), W_dec=sae.W_dec / 4, b_dec=sae.b_dec / 4),
+        "activations multiplied by 0.25": replace(of_four_times, W_dec=sae.W_dec / 4, b_dec=sae.b_dec / 4),
         "activations without <bos>": nearest(without, place),
         "less than the mean": replace(sae, b_dec=sae.b_dec + 3),
         "dead: no latent": replace(sae, encoder=lambda x: torch.zeros(len(x), 512)),
-        "codes hold nan": read_as(sae, lambda x: x * torch.nan),
-        "reconstruction hold nan": replace(sae, b_dec=sae.b_dec * torch.inf),
-        "width 64": replace(sae, W_dec=sae.W_dec[:, :64], b_dec=sae.b_dec[:64]),
+        "nan or inf in its codes": read_as(sae, lambda x: x * torch.nan),
+        "nan or inf in its reconstruction": replace(sae, b_dec=sae.b_dec * torch.inf),
     }
     for cause, wrong in faults.items():
         fit = check_saes(model, task, with_one(saes, place, wrong), nodes_of(saes))
         assert cause in fit.cause[str(place)] and fit.verdict[str(place)] == "refused", (cause, fit.cause[str(place)])
         assert (fit.drop(str(place)).verdict == "good").all(), "one bad SAE must not spoil the others"
+
+
+def test_saes_of_another_width_are_refused_without_being_run(lab):
+    model, task, saes = lab
+    narrow = {node: replace(sae, W_dec=sae.W_dec[:, :64], b_dec=sae.b_dec[:64]) for node, sae in saes.saes.items()}
+    fit = check_saes(model, task, replace(saes, saes=narrow), nodes_of(saes), max_prompts=8)
+    assert set(fit.verdict) == {"refused"} and fit["L0"].isna().all()
+    assert fit.cause.str.contains("takes activations of width 64, and this model holds 128 here").all()
 
 
 def test_centred_activations_are_noticed(lab):
@@ -238,7 +247,8 @@ def test_figures_are_those_of_held_out_prompts(monkeypatch, lab):
     monkeypatch.setattr(room, "capture", spy)
     fit = check_saes(model, task, saes, ["L2H0.q@END"], max_prompts=16)
     test, train = ({tuple(row) for row in half.prompts.tokens.tolist()} for half in (task.test, task.train))
-    whole = [tuple(row) for tokens in seen if tokens.shape[1] == task.prompts.tokens.shape[1] for row in tokens.tolist()]
+    with_bos = [tokens for tokens in seen if tokens.shape[1] == task.prompts.tokens.shape[1]]
+    whole = [tuple(row) for row in torch.cat(with_bos).tolist()]
     assert whole and set(whole) <= test and not set(whole) & train
     assert fit.attrs["prompts"] == "16 held-out prompts of ioi"
     x = sae_inputs(model, task.test.prompts[:16], "L2.resid_pre")
@@ -251,7 +261,7 @@ def test_what_is_expected_comes_from_card_or_release(lab):
     card = room._card(saes.name)
     expected = expected_figures(saes)
     for place in saes.saes: assert expected.loc[str(place)].to_dict() == {k: card[str(place)][k] for k in room.FIGURES}
-    assert expected_figures(replace(saes, name="of somebody")).isna().all(None)
+    assert expected_figures(replace(saes, name="of somebody")).isna().to_numpy().all()
     released = expected_figures(replace(saes, name="gpt2-small-res-jb"))
     assert released.loc["L1.resid_pre"].tolist()[:2] == [0.999, 10.0]
     said = FitLimits()
@@ -272,6 +282,6 @@ def test_saes_of_one_position_have_no_loss_recovered(lab):
     place = Node("resid_pre", 2, None, "END")
     here = SAESet("at END", {place: replace(saes.before(2), node=place)})
     fit = check_saes(model, task, here, [place])
-    assert fit["loss recovered"].isna().all() and fit["variance explained"].item() > 0.7
+    assert fit["loss recovered"].isna().all()
     x = capture(model, task.test.prompts[:64], [place])[place]
     assert_close(fit["variance explained"].item(), variance_explained_by(saes.before(2), x), rtol=1e-5, atol=1e-5)

@@ -87,14 +87,15 @@ class Prompts:
 
     def __post_init__(self):
         if not isinstance(self.tokens, Tensor) or self.tokens.dim() != 2 or self.tokens.is_floating_point():
-            raise ValueError(f"tokens of prompts must be a tensor of token ids, prompt by pos; got {_what(self.tokens)}")
+            raise ValueError("tokens of prompts must be a tensor of token ids, prompt by pos; "
+                             f"got {_what(self.tokens)}")
         n_prompts, n_pos = self.tokens.shape
         if "END" not in self.positions:
             raise ValueError(f"prompts need the position 'END' (have {', '.join(self.positions)})")
         for role, index in self.positions.items():
             whole = isinstance(index, Tensor) and not index.is_floating_point() and index.shape == (n_prompts,)
             if not whole or ((index < 0) | (index >= n_pos)).any():
-                raise ValueError(f"position {role!r} needs one index per prompt ({n_prompts} of them), each in [0, {n_pos}); "
+                raise ValueError(f"position {role!r} needs one index per prompt, {n_prompts}, each in [0, {n_pos}); "
                                  f"got {_what(index)}")
 
     def __len__(self): return len(self.tokens)
@@ -197,7 +198,7 @@ def _logits(model, batch: Prompts) -> Float[Tensor, "batch d_vocab"]:
 # (logits at END, rows of the batch) -> one or more numbers per prompt
 Metric = Callable[[Float[Tensor, "batch d_vocab"], slice], Tensor]
 
-# %% ../../nbs/1_core/12_activations.ipynb #21a6cb47
+# %% ../../nbs/1_core/12_activations.ipynb #e7faddb7
 def _heads(model, site: str) -> int:
     "Heads at a site: k and v may have fewer than q and z."
     shared = getattr(model.cfg, "n_key_value_heads", None)
@@ -235,7 +236,8 @@ def _check_node(model, known, node: Node):
     if node.head is None: return
     heads = _heads(model, node.site)
     if not isinstance(node.head, int) or not 0 <= node.head < heads:
-        raise ValueError(f"node {node} is at head {node.head}, and {node.site} of this model has heads 0 to {heads - 1}")
+        raise ValueError(f"node {node} is at head {node.head}, and {node.site} of this model has "
+                         f"heads 0 to {heads - 1}")
 
 
 def _nodes(model, prompts: Prompts, nodes) -> list[Node]:
@@ -370,7 +372,7 @@ def _resid_mid_hooks(node, batch, value, rows):
         return _put(x, node, batch, value.to(x) - rest, rows)
     return [(node._replace(site="resid_pre").hook, keep), (node._replace(site="attn_out").hook, make_up)]
 
-
+# %% ../../nbs/1_core/12_activations.ipynb #d7e20109
 def _check_edits(model, prompts, edits) -> dict[Node, Tensor]:
     "The edits by their nodes; what cannot be put in is refused before anything is run."
     if not isinstance(edits, dict): raise TypeError(f"edits {_what(edits)} are not a dict of values by node")
@@ -405,14 +407,14 @@ def _measure(metric: Metric, logits, rows, single: bool = False) -> Tensor:
     per_prompt = result.dim() > 0 and len(result) == len(logits)
     if per_prompt and (result.dim() == 1 or not single): return result
     raise ValueError(f"the metric gave {tuple(result.shape)} numbers for {len(logits)} prompts; "
-                     f"it must give {'one' if single else 'a row'} for each: what is averaged here cannot be told apart")
+                     f"it must give {'one' if single else 'a row'} for each, and average nothing")
 
 
 def _ordered(edits: dict[Node, Tensor]) -> list[Node]:
     "The nodes of edits; resid_mid after what it is the sum of."
     return sorted(edits, key=lambda node: node.site == "resid_mid")
 
-# %% ../../nbs/1_core/12_activations.ipynb #ebee4a3e
+# %% ../../nbs/1_core/12_activations.ipynb #4f3a472a
 @torch.no_grad()
 def run(
     model,
@@ -431,7 +433,7 @@ def run(
         results.append(logits if metric is None else _measure(metric, logits, rows))
     return torch.cat(results)
 
-# %% ../../nbs/1_core/12_activations.ipynb #c38067d0
+# %% ../../nbs/1_core/12_activations.ipynb #2c300033
 @torch.no_grad()
 def prompt_losses(
     model,
@@ -545,7 +547,7 @@ Look = Callable[[Tensor], None]  # given a node's activation or gradient, shaped
 def _by_node(looks: dict[Node, Look] | None) -> dict[Node, Look]:
     return {Node.of(node): look for node, look in (looks or {}).items()}
 
-
+# %% ../../nbs/1_core/12_activations.ipynb #d12ccd2c
 def differentiate(
     model,
     batch: Prompts,

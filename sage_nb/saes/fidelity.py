@@ -102,7 +102,7 @@ def next_token_loss(
     tokens = prompts.index("END")  # that are predicted
     return ((torch.cat(losses).cpu() * tokens).sum() / tokens.sum()).item()
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #d10915c8
+# %% ../../nbs/5_saes/55_fidelity.ipynb #f727af60
 class Losses(NamedTuple):
     "Next-token losses, in nats."
     clean: float
@@ -148,7 +148,7 @@ def loss_recovered(
     "The share of the loss by ablation that the SAE's reconstruction wins back; 1 is all."
     return splice_losses(model, prompts, place, sae, ablation, batch_size).recovered
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #104f56fb
+# %% ../../nbs/5_saes/55_fidelity.ipynb #dacd852d
 FIGURES = ("variance explained", "L0", "loss recovered")
 
 
@@ -167,7 +167,9 @@ def _listed(saes: SAESet) -> dict[str, dict]:
         ids = [label for label in release.saes_map if node.hook in label.split("/")]
         if len(ids) != 1: continue
         explained, l0 = release.expected_var_explained[ids[0]], release.expected_l0[ids[0]]
-        said[str(node)] = {"variance explained": explained if explained < 1 else None, "L0": l0 or None}  # not said: 1, 0
+        not_said = {"variance explained": 1, "L0": 0}
+        values = {"variance explained": explained, "L0": l0}
+        said[str(node)] = {figure: v for figure, v in values.items() if v != not_said[figure]}
     return said
 
 
@@ -179,7 +181,7 @@ def expected_figures(
     rows = {str(node): {figure: said.get(str(node), {}).get(figure) for figure in FIGURES} for node in saes.saes}
     return pd.DataFrame.from_dict(rows, orient="index", columns=FIGURES).astype(float).rename_axis("place")
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #73bf26de
+# %% ../../nbs/5_saes/55_fidelity.ipynb #0b8b7028
 _FACTORS = tuple(2.0**half for half in (-4, -3, -2.5, -2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2, 2.5, 3, 4))
 _WRITTEN = (*STREAM, "attn_out", "mlp_out")  # as wide as the model, and centred where the writing weights are
 
@@ -237,7 +239,7 @@ class _Trial:
         started = self.started_otherwise(place)
         if started is not None: yield "without <bos>" if _first(self.model) else "with <bos>", started
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #33134830
+# %% ../../nbs/5_saes/55_fidelity.ipynb #851b78a9
 class Better(NamedTuple):
     "The alternative of which an SAE explains most."
     what: str
@@ -262,19 +264,21 @@ def best_alternative(
     what = max(shares, key=shares.get)
     return Better(what, shares[what], left / max(1 - shares[what], 1e-9))
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #11aa462c
+# %% ../../nbs/5_saes/55_fidelity.ipynb #55b47f2e
 @dataclass(frozen=True)
 class FitLimits:
     "Where the fit of an SAE becomes doubtful, and where it cannot be right."
     mediocre: float = 0.5  # variance explained: doubtful below it, if no card expects so little
-    nothing: float = 0.0  # variance explained: refused below it, as the mean explains as much, if no card expects so little
+    nothing: float = 0.0  # variance explained: refused below it, if no card expects so little; the mean explains this
     absurd: float = -0.5  # variance explained: refused below it whatever the card says; random decoders come to -0.3
     below_card: float = 0.35  # variance explained less than the card says: doubtful; at most 0.25 where all is right
     far_below_card: float = 0.5  # refused, where the card expects more than `mediocre`
     l0_factor: float = 4.0  # L0 over that of the card, or the reverse: doubtful; at most 2.5 where all is right
-    better: float = 1.25  # times as much unexplained as of an alternative: doubtful; at most 0.53 where all is right
+    better: float = 1.25  # times as much unexplained as at another layer: doubtful; at most 0.81 where all is right
     much_better: float = 1.75  # refused; at least 1.88 where hook names of two layers are swapped
-    least_gain: float = 0.05  # of the variance that an alternative must explain more; at least 0.12 where names are swapped
+    reprocessed: float = 2.0  # the same for scaled, centred or otherwise started activations: doubtful; at most 1.5
+    much_reprocessed: float = 4.0  # refused; a random decoder under an L1 penalty comes to 2.3, as it shrinks
+    least_gain: float = 0.05  # of the variance, that an alternative must explain more; at least 0.12 at swapped layers
     recovered: float = 0.5  # loss recovered: doubtful below it
     least_cost: float = 0.5  # nats that ablation must cost for loss recovered to say anything
 
@@ -287,7 +291,7 @@ class Finding(NamedTuple):
     verdict: str
     cause: str
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #521a71c3
+# %% ../../nbs/5_saes/55_fidelity.ipynb #c182c3ad
 def _share_of_tokens(wrong: Tensor) -> str: return f"{int(wrong.sum())} of {len(wrong)} tokens"
 
 
@@ -296,11 +300,11 @@ def _broken(sae: SparseSAE, codes: Codes, x_hat: Float[Tensor, "token d_in"]) ->
     for what, values in (("codes", codes.values), ("reconstruction", x_hat)):
         wrong = ~values.isfinite().all(-1)
         if wrong.any():
-            yield Finding("refused", f"its {what} hold nan or inf at {_share_of_tokens(wrong)}")
+            yield Finding("refused", f"nan or inf in its {what} at {_share_of_tokens(wrong)}")
             return
     if not codes.values.any(): yield Finding("refused", "dead: no latent is active at any token")
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #56602a77
+# %% ../../nbs/5_saes/55_fidelity.ipynb #59fb1fa5
 def _low(explained: float, expected: float, limits: FitLimits) -> Iterator[Finding]:
     "What speaks against an SAE that explains so much of the variance."
     what, modest = f"explains {explained:.2f} of the variance", expected < limits.mediocre
@@ -309,7 +313,8 @@ def _low(explained: float, expected: float, limits: FitLimits) -> Iterator[Findi
         yield Finding("refused", f"{what}, less than the mean activation does")
     elif explained < expected - limits.far_below_card and not modest:
         yield Finding("refused", f"{what}, and its card says {expected:.2f}")
-    elif explained < expected - limits.below_card: yield Finding("doubtful", f"{what}, and its card says {expected:.2f}")
+    elif explained < expected - limits.below_card:
+        yield Finding("doubtful", f"{what}, and its card says {expected:.2f}")
     elif explained < limits.mediocre and not modest: yield Finding("doubtful", what)
 
 
@@ -333,12 +338,14 @@ _MEANINGS = {
 
 def _misplaced(better: Better, explained: float, limits: FitLimits) -> Iterator[Finding]:
     "What speaks against an SAE that explains an alternative better."
+    kind = better.what.split()[0]
+    some, much = limits.reprocessed, limits.much_reprocessed
+    if kind == "at": some, much = limits.better, limits.much_better
     too_little = better.explained < limits.mediocre or better.explained - explained < limits.least_gain
-    if too_little or better.times < limits.better: return
-    verdict = "refused" if better.times >= limits.much_better else "doubtful"
-    meaning = _MEANINGS[better.what.split()[0]]
-    yield Finding(verdict, f"explains {better.explained:.2f} of the activations {better.what}, {explained:.2f} as they are: "
-                           f"{meaning}")
+    if too_little or better.times < some: return
+    verdict, meaning = "refused" if better.times >= much else "doubtful", _MEANINGS[kind]
+    shares = f"{better.explained:.2f} of the activations {better.what}, {explained:.2f} as they are"
+    yield Finding(verdict, f"explains {shares}: {meaning}")
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #6f17e5ad
 @dataclass(frozen=True)
@@ -364,7 +371,8 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
     explained, broken = _share_explained(x, x_hat), list(_broken(sae, codes, x_hat))
     figures = nothing | {"variance explained": explained, "L0": codes.l0}
     if broken: return _Fit(figures, broken)
-    findings = [*_low(explained, expected["variance explained"], limits), *_unlike_card(codes.l0, expected["L0"], limits)]
+    findings = list(_low(explained, expected["variance explained"], limits))
+    findings += _unlike_card(codes.l0, expected["L0"], limits)
     findings += _misplaced(best_alternative(trial, place, sae), explained, limits)
     if place.position is None and place.head is None:
         losses = splice_losses(trial.model, trial.prompts, place, sae, x.mean(0), trial.batch_size)
@@ -378,13 +386,14 @@ def _places(saes: SAESet, nodes, route: str) -> list[Node]:
     places = {saes.find(source).node for node in nodes for source in sources(node, saes, route)}
     return sorted(places, key=lambda node: (node.layer, str(node)))  # a head may be None
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #c7250afd
+# %% ../../nbs/5_saes/55_fidelity.ipynb #d14633d0
 def _check_asked(model, task, saes, nodes, max_prompts) -> list[Node]:
     "The nodes; an error for a question that makes no sense."
     check_model(model)
     if not isinstance(task, Task): raise TypeError(f"task {task!r} is not a Task: load_task makes one of a name")
     if not isinstance(saes, SAESet): raise TypeError(f"saes {saes!r} are not an SAESet: load_saes makes one of a name")
-    if not isinstance(max_prompts, int) or max_prompts < 1: raise ValueError(f"max_prompts {max_prompts!r} must be 1 or more")
+    if not isinstance(max_prompts, int) or max_prompts < 1:
+        raise ValueError(f"max_prompts {max_prompts!r} must be 1 or more")
     if not task.held_out.any(): raise ValueError(f"task {task.name!r} has no held-out prompts to check SAEs on")
     nodes = [Node.of(node) for node in ([nodes] if isinstance(nodes, Node | str) else nodes)]
     if not nodes: raise ValueError("there are no nodes: name at least one, such as 'L9H6.q@END'")
@@ -401,7 +410,7 @@ def check_saes(
     max_prompts: int = 64,
     limits: FitLimits = FitLimits(),
     batch_size: int = 64,
-) -> pd.DataFrame:  # by place: the figures (no loss recovered for an SAE of one head or position), expected ones, verdict, cause
+) -> pd.DataFrame:  # by place: figures (loss recovered only where all heads and tokens are meant), verdict and cause
     "Whether the SAEs that the nodes need belong to this model, on the task's held-out tokens."
     nodes = _check_asked(model, task, saes, nodes, max_prompts)
     prompts, places = task.test.prompts[:max_prompts], _places(saes, nodes, route)

@@ -240,7 +240,7 @@ class Dictionaries:
         shown = self.fit if any_product else self.fit.drop(columns=["products", "new"])
         return f"Dictionaries({self.label}, {len(self.nodes)} nodes)\n{shown.round(3).to_string(index=False)}"
 
-# %% ../../nbs/4_truth/42_dictionaries.ipynb #589fae28
+# %% ../../nbs/4_truth/42_dictionaries.ipynb #973e9832
 def text_digest(text: str) -> str:
     "A short name of a prompt, the same wherever it is made."
     return blake2b(text.encode(), digest_size=8).hexdigest()
@@ -264,7 +264,7 @@ def digest(self: Dictionaries) -> str:
         for piece in _contents(self.nodes[node]): hashed.update(piece)
     return hashed.hexdigest()
 
-# %% ../../nbs/4_truth/42_dictionaries.ipynb #70569979
+# %% ../../nbs/4_truth/42_dictionaries.ipynb #a7e1cc8a
 @patch
 def require(
     self: Dictionaries,
@@ -287,7 +287,8 @@ def _nodes_of(sections) -> list[Node]:
     alone = isinstance(sections, Node | str) or hasattr(sections, "nodes")
     if not alone and not isinstance(sections, Iterable):
         raise TypeError(f"sections {sections!r} are neither cross-sections nor nodes")
-    found = [section.nodes if hasattr(section, "nodes") else [section] for section in ([sections] if alone else sections)]
+    sections = [sections] if alone else sections
+    found = [section.nodes if hasattr(section, "nodes") else [section] for section in sections]
     nodes = list(dict.fromkeys(Node.of(node) for some in found for node in some))
     if not nodes: raise ValueError("there are no nodes to fit: no cross-section was found")
     return nodes
@@ -410,6 +411,7 @@ def fit_dictionaries(
     _check_products(products, unseen)
     _check_method(method)
     _check_halves(task)
+    task.require(model)
     nodes, train, test, auto = _nodes_of(sections), task.train, task.test, isinstance(products, str)
     terms = terms_of(train.attributes, _candidates(train) if auto else products)
     folds = _collect(model, train, nodes, terms, 5 if auto else 1, batch_size)

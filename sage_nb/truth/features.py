@@ -16,6 +16,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # %% ../../nbs/4_truth/41_features.ipynb #d5c9263f
+def _rows(attributes: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    "Each row's values of some attributes."
+    if not isinstance(attributes, pd.DataFrame):
+        raise TypeError(f"attributes are a {type(attributes).__name__}, not a data frame with a row per prompt, "
+                        "such as `task.attributes`")
+    for name in names:
+        if name not in attributes: raise ValueError(f"attribute {name!r} is missing (has {', '.join(attributes)})")
+    return zip(*(attributes[name] for name in names))
+
+# %% ../../nbs/4_truth/41_features.ipynb #c61b0120
 @dataclass(frozen=True)
 class Term:
     "One attribute, or a product of several, and the values that it takes."
@@ -50,16 +60,6 @@ class Term:
                              "fit on more prompts, leave it out of the test, "
                              "or, if it is a product, fit with unseen='additive'")
         return index
-
-
-def _rows(attributes: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    "Each row's values of some attributes."
-    if not isinstance(attributes, pd.DataFrame):
-        raise TypeError(f"attributes are a {type(attributes).__name__}, not a data frame with a row per prompt, "
-                        "such as `task.attributes`")
-    for name in names:
-        if name not in attributes: raise ValueError(f"attribute {name!r} is missing (has {', '.join(attributes)})")
-    return zip(*(attributes[name] for name in names))
 
 
 def terms_of(
@@ -187,7 +187,7 @@ def edit(
 def _check_edit(n: int, attribute: str, old: pd.DataFrame, new: Sequence[str]):
     "Refuse an edit of another attribute, or of other rows."
     if attribute not in old: raise ValueError(f"attribute {attribute!r} cannot be edited (has {', '.join(old)})")
-    if isinstance(new, str): raise TypeError(f"new values {new!r} are one text: give a list with a value for each prompt")
+    if isinstance(new, str): raise TypeError(f"new values {new!r} are one text: give a list, a value for each prompt")
     if not n == len(old) == len(new):
         raise ValueError(f"an edit of {n} activations has attributes for {len(old)} and new values for {len(new)}: "
                          "give one row and one value for each")

@@ -136,6 +136,7 @@ def set_up(
 ) -> Workbench:
     "A cross-section on held-out prompts, captured and run."
     _check_asked(task, section, truth, clean)
+    task.require(model)
     truth.require(model, task)
     test, attribute = task.test, section.attribute
     clean = clean or outcomes(model, test, [None, attribute], batch_size=batch_size)
