@@ -24,6 +24,13 @@ class Half(SimpleNamespace):
     def __len__(self): return len(self.attributes)
 
 
+def half_of(attributes):
+    "Prompts of one token, their own row."
+    rows = torch.arange(len(attributes))
+    prompts = Prompts(rows[:, None], {"END": torch.zeros_like(rows)})
+    return Half(attributes=attributes, prompts=prompts, texts=[f"prompt {i}" for i in rows.tolist()])
+
+
 def indicators(attributes, terms):
     "One column per value of the attributes, by comparison."
     columns = []
@@ -49,12 +56,12 @@ def planted(n, seed, noise=1.0, d=24, sizes=(8, 5), balanced=False):
 
 def fit(monkeypatch, attributes, x, method="mse", **more):
     "Fit through the public call, the rows of x standing in for a model's activations."
-    rows = torch.arange(len(x))
-    half = Half(attributes=attributes, prompts=Prompts(rows[:, None], {"END": torch.zeros_like(rows)}))
+    half = half_of(attributes)
     task = SimpleNamespace(attributes=attributes, train=half, test=half)
 
     def rows_of_x(model, prompts, nodes, batch_size): return {n: torch.tensor(x)[prompts.tokens[:, 0]] for n in nodes}
     monkeypatch.setattr(room, "capture", rows_of_x)
+    monkeypatch.setattr(room, "model_hash", lambda model: "no model")
     return fit_dictionaries(None, task, [NODE], method, **more)[NODE]
 
 
@@ -331,13 +338,13 @@ def test_products_are_suggested_where_they_are_planted_and_only_there(monkeypatc
     x = sum(features.normal(size=(4, 16))[codes[a]] for a in "ABC") + 0.5 * rng.normal(size=(600, 16))
     interaction = features.normal(size=(4, 4, 16))[codes["A"], codes["B"]]
     other = NODE._replace(layer=1)
-    acts, rows = {NODE: x + interaction, other: x}, torch.arange(600)
-    half = Half(attributes=attributes, prompts=Prompts(rows[:, None], {"END": torch.zeros_like(rows)}))
+    acts, half = {NODE: x + interaction, other: x}, half_of(attributes)
     task = SimpleNamespace(attributes=attributes, train=half, test=half)
 
     def rows_of_acts(model, prompts, nodes, batch_size):
         return {n: torch.tensor(acts[n])[prompts.tokens[:, 0]] for n in nodes}
     monkeypatch.setattr(room, "capture", rows_of_acts)
+    monkeypatch.setattr(room, "model_hash", lambda model: "no model")
     found = suggest_products(None, task, [NODE, other])
     assert found[found.chosen][["node", "product"]].values.tolist() == [[str(NODE), "A×B"]]
     gain = found.set_index(["node", "product"]).gain[str(NODE), "A×B"]

@@ -54,6 +54,11 @@ class Term:
 
 def _rows(attributes: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     "Each row's values of some attributes."
+    if not isinstance(attributes, pd.DataFrame):
+        raise TypeError(f"attributes are a {type(attributes).__name__}, not a data frame with a row per prompt, "
+                        "such as `task.attributes`")
+    for name in names:
+        if name not in attributes: raise ValueError(f"attribute {name!r} is missing (has {', '.join(attributes)})")
     return zip(*(attributes[name] for name in names))
 
 
@@ -62,10 +67,13 @@ def terms_of(
     products: Iterable[Sequence[str]] = (),  # each two or more of the attributes
 ) -> tuple[Term, ...]:
     "The attributes and then the products, each with the values that occur, sorted."
+    if not len(attributes): raise ValueError("there are no prompts whose attributes could have values")
+    if isinstance(products, str) or not isinstance(products, Iterable):
+        raise TypeError(f"products {products!r} are not a list of products, such as [('IO', 'Pos')]")
     products = list(products)
     for product in products:
-        unknown = [name for name in product if name not in attributes]
-        if isinstance(product, str) or len(set(product)) < 2 or unknown:
+        names = () if isinstance(product, str) or not isinstance(product, Iterable) else tuple(product)
+        if len(set(names)) < 2 or not all(name in attributes for name in names):
             has = ", ".join(attributes)
             raise ValueError(f"product {product!r} is not made of two or more of the attributes {has}")
     every = dict.fromkeys([*((name,) for name in attributes), *map(tuple, products)])
@@ -110,11 +118,11 @@ class Dictionary:
     unseen: str = "error"  # what a combination without training prompts is: "error", or "additive"
 
     def __getitem__(self, attributes: str | tuple[str, ...]) -> Features:
-        names = (attributes,) if isinstance(attributes, str) else tuple(attributes)
+        names = tuple(attributes) if isinstance(attributes, tuple | list) else (attributes,)
         for features in self.features:
             if features.attributes == names: return features
         has = ", ".join(f.name for f in self.features)
-        raise ValueError(f"attribute {'×'.join(names)!r} has no vectors here (has {has})")
+        raise ValueError(f"attribute {'×'.join(map(str, names))!r} has no vectors here (has {has})")
 
     @property
     def products(self) -> tuple[Features, ...]:
@@ -136,6 +144,13 @@ class Dictionary:
     def _refuse_unseen(self, features, attributes):
         if self.unseen == "additive": return
         for f in features: f.known_index(attributes)
+
+    def _check(self, x: Tensor):
+        "Refuse activations of another node."
+        if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == len(self.mean): return
+        what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"activations {what} are not prompts by the {len(self.mean)} numbers of this node: "
+                         "give what `capture` gives for it")
 
 # %% ../../nbs/4_truth/41_features.ipynb #a389f85f
 @patch
@@ -162,10 +177,20 @@ def edit(
     new: Sequence[str],  # the attribute's new value in each row
 ) -> Float[Tensor, "prompt d"]:
     "The activations with one attribute changed, and its products with it: a − w u_old + w u_new."
-    if attribute not in old: raise ValueError(f"attribute {attribute!r} cannot be edited (has {', '.join(old)})")
+    self._check(x)
+    _check_edit(len(x), attribute, old, new)
     after, changed = old.assign(**{attribute: list(new)}), self.touching(attribute)
     for rows in (old, after): self._refuse_unseen(changed, rows)
     return x + sum(f.of(after) - f.of(old) for f in changed).to(x)
+
+
+def _check_edit(n: int, attribute: str, old: pd.DataFrame, new: Sequence[str]):
+    "Refuse an edit of another attribute, or of other rows."
+    if attribute not in old: raise ValueError(f"attribute {attribute!r} cannot be edited (has {', '.join(old)})")
+    if isinstance(new, str): raise TypeError(f"new values {new!r} are one text: give a list with a value for each prompt")
+    if not n == len(old) == len(new):
+        raise ValueError(f"an edit of {n} activations has attributes for {len(old)} and new values for {len(new)}: "
+                         "give one row and one value for each")
 
 # %% ../../nbs/4_truth/41_features.ipynb #6fa39529
 @patch
@@ -175,6 +200,7 @@ def distances(
     attribute: str | tuple[str, ...],
 ) -> Float[Tensor, "prompt value"]:
     "Squared distance of each activation to each value's vector, the other attributes at their average."
+    self._check(x)
     return torch.cdist(x - self.mean, self[attribute].centred).square()
 
 

@@ -32,11 +32,13 @@ class Outcome(NamedTuple):
 def outcomes(
     model,
     task: Task,
-    attributes: list[str | None],  # whose distractors the answer is compared with; None is the task's own
+    attributes: list[str | None],  # whose distractors the answer is compared with; None is the task's own; or only one
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # activations to put in
     batch_size: int = 64,
 ) -> dict[str | None, Outcome]:
     "One run of the model, as each attribute sees it."
+    if attributes is None or isinstance(attributes, str): attributes = [attributes]
+    if not len(attributes): raise ValueError("there are no attributes to see the run by: None is the task's own metric")
     metrics = [task.metric(attribute) for attribute in attributes]
 
     def look(logits, rows):  # token ids are exact in float32, not in 16 bits
@@ -49,7 +51,6 @@ def outcomes(
 class _Ablation(NamedTuple):
     clean: Float[Tensor, "prompt"]
     ablated: Float[Tensor, "prompt"]
-
 
 # %% ../../nbs/4_truth/43_runs.ipynb #617e4631
 @dataclass(frozen=True)
@@ -113,6 +114,18 @@ class Workbench:
         return read_others(self)
 
 # %% ../../nbs/4_truth/43_runs.ipynb #4ddd4324
+def _check_asked(task, section, truth, clean):
+    "Refuse what a bench cannot be made of."
+    kinds = {"task": (task, Task), "section": (section, CrossSection), "truth": (truth, Dictionaries)}
+    for name, (given, kind) in kinds.items():
+        if isinstance(given, kind): continue
+        raise TypeError(f"{name} {given!r} is a {type(given).__name__}, not a {kind.__name__}")
+    if not len(task.test): raise ValueError(f"task {task.name!r} has no held-out prompts to run")
+    if not section.nodes: raise ValueError(f"cross-section {section.name} has no nodes")
+    missing = [a for a in (None, section.attribute) if clean and a not in clean]
+    if missing: raise ValueError(f"the clean run has no outcome for {missing[0]!r} (has {', '.join(map(str, clean))})")
+
+
 def set_up(
     model,
     task: Task,  # its held-out prompts are used
@@ -122,6 +135,8 @@ def set_up(
     clean: dict[str | None, Outcome] | None = None,  # the clean run of the held-out prompts, if made already
 ) -> Workbench:
     "A cross-section on held-out prompts, captured and run."
+    _check_asked(task, section, truth, clean)
+    truth.require(model, task)
     test, attribute = task.test, section.attribute
     clean = clean or outcomes(model, test, [None, attribute], batch_size=batch_size)
     counterfactual = test.counterfactual(attribute)
@@ -146,6 +161,9 @@ def compare_edit(
     target: Outcome,
 ) -> Edit:
     "An edited run beside the clean one and the target."
+    if not len(edited.metric) == len(clean.metric) == len(target.metric):
+        raise ValueError(f"an edited run of {len(edited.metric)} prompts cannot stand beside a clean one of "
+                         f"{len(clean.metric)} and a target of {len(target.metric)}: take the same prompts")
     def beside(x): return x.reshape(len(x), *[1] * (edited.metric.dim() - 1)).to(edited.metric.device)
     success = edited.token == beside(target.token)
     got, wanted = (x - beside(clean.metric) for x in (edited.metric, beside(target.metric)))
