@@ -118,7 +118,6 @@ def short(monkeypatch):
     monkeypatch.setattr(zoo, "DOCUMENTS", 256)
     monkeypatch.setattr(zoo.training_activations, "__defaults__", (256, 1))
     monkeypatch.setattr(zoo, "train_sae", record)
-    monkeypatch.setattr(zoo._fresh_text, "__defaults__", (16,))
     return trained
 
 
@@ -190,10 +189,9 @@ def test_embedded_frozen_encoders_read_the_same_random_directions_everywhere(nam
     assert_close(saes[0]["W_enc"].norm(dim=0), torch.ones(D_SAE), rtol=0, atol=HALF)
 
 
-def test_bos_is_left_out_of_figures(model, monkeypatch):
-    monkeypatch.setattr(zoo._fresh_text, "__defaults__", (16,))
+def test_bos_is_left_out_of_figures(model):
     sae = load_saes("tiny-gpt2-res-topk").before(2)
-    text = zoo._fresh_text(model)
+    text = zoo._fresh_text(model, 128)
     with torch.no_grad(): _, cache = model.run_with_cache(text.tokens, names_filter=HOOK)
     codes = [sae.dense_encode(document[1:]) for document in cache[HOOK]]
     latents = torch.stack(codes).flatten(0, 1)

@@ -483,7 +483,7 @@ def sae_figures(model, sae: SparseSAE) -> dict:
     "L0, variance explained, dead latents and loss recovered of one SAE on fresh text."
     if not isinstance(sae, SparseSAE):
         raise TypeError(f"{type(sae).__name__} is not one SAE: take one of a set, as in load_saes(…).before(2)")
-    text = _fresh_text(model)
+    text = _fresh_text(model, 128)
     x = sae_inputs(model, text, sae.node)  # token, d_in
     codes = sae.encode(x)
     active = codes.indices[codes.values != 0].unique()
@@ -511,9 +511,9 @@ class ZooModel(NamedTuple):
 
 ZOO = {
     "tiny-gpt2": ZooModel(4000, (
-        ZooSAEs("res", "topk", 4_000_000, ("decoder", "soft-decoder", "encoder")),
+        ZooSAEs("res", "topk", 4_000_000, ("decoder", "encoder")),
         ZooSAEs("res", "standard", 4_000_000, ()), ZooSAEs("z", "topk", 2_000_000, ()))),
-    "tiny-pythia": ZooModel(3000, (ZooSAEs("res", "batchtopk", 2_000_000, ("decoder", "soft-decoder")),)),
+    "tiny-pythia": ZooModel(3000, (ZooSAEs("res", "batchtopk", 2_000_000, ("decoder",)),)),
     "tiny-gemma": ZooModel(3000, (ZooSAEs("res", "jumprelu", 2_000_000, ("decoder",)),)),
 }
 
