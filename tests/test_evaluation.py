@@ -54,7 +54,7 @@ def values(io_sections):
 
 @pytest.fixture(scope="module")
 def trained(sae_sets):
-    sets = [saes for name, saes in sae_sets.items() if "frozen" not in name]
+    sets = [saes for name, saes in sae_sets.items() if "-frozen-" not in name]
     if not sets: pytest.skip("no SAE set is embedded")
     return sets[0]
 
