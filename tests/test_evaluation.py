@@ -332,7 +332,8 @@ def perfect(layer, scale=1.0, name="own"):
 
 
 def test_an_sae_of_ones_own_that_is_exact_scores_as_the_identity(model, part, io_sections, truth):
-    own = evaluate(model, part, io_sections, truth, [perfect(layer) for layer in range(4)], **ALONE)
+    saes = load_saes([perfect(layer) for layer in range(4)], "own SAEs")
+    own = evaluate(model, part, io_sections, truth, saes, **ALONE)
     card = own.scorecard()
     assert card.loc["own SAEs"].to_list() == pytest.approx(card.loc[IDENTITY].to_list(), abs=1e-5)
     assert own.table[own.table.sae == "own SAEs"].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
