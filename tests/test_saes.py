@@ -20,10 +20,11 @@ from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
 from sage_nb.core.activations import Node
+from sage_nb.core.digest import digest_of
 from sage_nb.core.models import EMBEDDED
 from sage_nb.truth.features import Dictionary, Features
 from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
-from sage_nb.saes.codes import BlockEncoder, Codes, Pursuit, SparseSAE, digest_of, to_codes
+from sage_nb.saes.codes import BlockEncoder, Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, embedded_saes, load_saes
 from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
 

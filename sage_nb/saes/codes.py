@@ -4,27 +4,22 @@
 
 # %% auto #0
 __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'NORMALISATIONS', 'Codes', 'to_codes', 'widen', 'BlockEncoder', 'Pursuit', 'Normalised',
-           'normalised', 'digest_of', 'place_of', 'check_finite', 'SparseSAE', 'latents_of']
+           'normalised', 'place_of', 'check_finite', 'SparseSAE', 'latents_of']
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
-import dis
-import hashlib
-import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial, singledispatch
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from ..core.activations import HEAD_SITES, SITES, Node
+from ..core.digest import depends_on, digest_of
 
 # %% ../../nbs/5_saes/51_codes.ipynb #cdc88123
 class Codes(NamedTuple):
@@ -178,161 +173,6 @@ def normalised(
         return Normalised((x - shift) / (scale + 1e-5), scale, shift)
     raise ValueError(f"normalisation {how!r} is not one of {', '.join(NORMALISATIONS)}")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #04953ad3
-_TORCH_STATE = set(vars(nn.Module()))  # its hooks and flags, which every module has
-
-
-def _is_library(name: str | None) -> bool:
-    "Whether a module is installed, so that its name stands for its code."
-    root = str(name).partition(".")[0]
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
-    return root != "__main__" and (root in sys.stdlib_module_names or root == "sage_nb" or "-packages" in file)
-
-
-def _is_computed(cls: type, name: str) -> bool:
-    "Whether an attribute is only remembered: it follows from the others."
-    return isinstance(getattr(cls, name, None), cached_property)
-
-
-@singledispatch
-def _held(x) -> tuple:
-    "What a value depends on; of an object, its class and attributes."
-    slots = [name for cls in type(x).__mro__ for name in getattr(cls, "__slots__", ()) if hasattr(x, name)]
-    attributes = {name: getattr(x, name) for name in slots} | getattr(x, "__dict__", {})
-    own = {name: value for name, value in attributes.items() if not _is_computed(type(x), name)}
-    return type(x), getattr(x, "__qualname__", None), own
-
-
-@_held.register
-def _(module: nn.Module):
-    state = [module._parameters, module._buffers, module._modules, module.training]
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    rest = {name: value for name, value in vars(module).items() if name not in _TORCH_STATE}
-    return type(module), *state, *hooks, rest
-
-# %% ../../nbs/5_saes/51_codes.ipynb #2ab95793
-@_held.register(list)
-@_held.register(tuple)
-@_held.register(deque)
-def _(items): return type(items), *items
-
-
-@_held.register(property)
-def _(computed): return computed.fget,
-
-
-@_held.register(staticmethod)
-@_held.register(classmethod)
-def _(method): return type(method), method.__func__
-
-
-@_held.register(MethodType)
-def _(method): return method.__func__, method.__self__
-
-
-@_held.register(BuiltinFunctionType)
-def _(function): return function.__qualname__, function.__self__
-
-
-@_held.register(partial)
-def _(call): return call.func, call.args, call.keywords
-
-
-@_held.register(ModuleType)
-def _(module): return module.__name__,
-
-
-@_held.register(torch.device)
-def _(device): return ()
-
-# %% ../../nbs/5_saes/51_codes.ipynb #00ac4910
-def _names(code: CodeType, reads: tuple[str, ...]) -> set[str]:
-    "The names that some code, and code within it, reads by some operations."
-    names = {step.argval for step in dis.get_instructions(code) if step.opname in reads}
-    return names.union(*(_names(inner, reads) for inner in code.co_consts if isinstance(inner, CodeType)))
-
-
-def _globals_of(function: FunctionType) -> dict:
-    "The global variables that a function reads, and what it reads of modules of one's own."
-    code, known = function.__code__, function.__globals__
-    used = {name: known[name] for name in _names(code, ("LOAD_GLOBAL", "LOAD_NAME")) if name in known}
-    modules = [value for value in used.values() if isinstance(value, ModuleType) and not _is_library(value.__name__)]
-    attributes = _names(code, ("LOAD_ATTR", "LOAD_METHOD"))
-    return used | {(m.__name__, name): getattr(m, name) for m in modules for name in attributes if hasattr(m, name)}
-
-
-@_held.register
-def _(code: CodeType): return code.co_code, code.co_consts, code.co_names
-
-
-@_held.register
-def _(function: FunctionType):
-    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]  # empty ones are equal
-    held = function.__qualname__, cells, function.__defaults__, function.__kwdefaults__, vars(function)
-    if _is_library(function.__module__): return function.__module__, *held
-    return *held, function.__code__, _globals_of(function)
-
-
-@_held.register
-def _(cls: type):
-    if _is_library(cls.__module__): return cls.__module__, cls.__qualname__
-    def counts(name, value): return isinstance(value, FunctionType) or not name.startswith("__")
-    return cls.__qualname__, *cls.__bases__, {name: v for name, v in vars(cls).items() if counts(name, v)}
-
-# %% ../../nbs/5_saes/51_codes.ipynb #4375532b
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype)
-
-
-def _sha(*parts: bytes) -> bytes:
-    "The SHA-256 of some parts, each with its length before it."
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
-
-
-def _numbers(x: Tensor | np.ndarray) -> Iterator[bytes]:
-    "Type, shape and entries of a tensor or array."
-    if isinstance(x, Tensor):
-        dense = x.detach() if x.layout == torch.strided else x.detach().to_dense()
-        entries = dense.cpu().contiguous().flatten().view(torch.uint8).numpy()
-    else: entries = np.frombuffer(np.ascontiguousarray(x).tobytes(), np.uint8)
-    yield from (str(x.dtype).encode(), str(tuple(x.shape)).encode(), entries)
-
-
-class _Reading:
-    "The digests of values, each object read once."
-
-    def __init__(self): self.read = {}  # id -> the object, which keeps the id from being used again, and its digest
-
-    def __call__(self, x) -> bytes:
-        if isinstance(x, _PLAIN) and not isinstance(x, np.generic): return _sha(f"{type(x).__name__} {x!r}".encode())
-        if id(x) not in self.read:
-            self.read[id(x)] = x, b"comes round"
-            self.read[id(x)] = x, _sha(*self.parts(x))
-        return self.read[id(x)][1]
-
-    def parts(self, x) -> list[bytes]:
-        "What is hashed for a value; what has no order of its own is sorted."
-        is_array = isinstance(x, (np.ndarray, np.generic)) and not x.dtype.hasobject
-        if isinstance(x, Tensor) or is_array: return [*_numbers(x)]
-        if isinstance(x, Mapping): return [b"mapping", *(part for pair in self.sorted_items(x) for part in pair)]
-        if isinstance(x, Set): return [b"set", *sorted(map(self, x))]
-        return [self(part) for part in _held(x)]
-
-    def sorted_items(self, x: Mapping) -> list[tuple[bytes, bytes]]:
-        "The digests of keys and values, in the order of the keys' digests."
-        keys = sorted(((self(key), key) for key in x), key=lambda pair: pair[0])
-        return [(digest, self(x[key])) for digest, key in keys]
-
-
-def digest_of(
-    *values: Any,
-) -> str:
-    "The first 16 hex digits of a SHA-256 of all that some values depend on."
-    return _Reading()(values).hex()[:16]
-
 # %% ../../nbs/5_saes/51_codes.ipynb #667f82dd
 def place_of(
     node: Node | str,  # `L2.resid_pre`
@@ -419,7 +259,7 @@ class SparseSAE:
         return digest_of(str(self.node), self.W_dec, self.b_dec, self.normalise, self.encoder)
 
 
-@_held.register
+@depends_on.register
 def _(sae: SparseSAE): return sae.digest,
 
 # %% ../../nbs/5_saes/51_codes.ipynb #3f68e3a5

@@ -20,10 +20,11 @@ from fastcore.basics import patch
 
 from ..core.activations import HEAD_SITES, Node
 from ..core.attention import n_heads
+from ..core.digest import digest_of
 from ..core.models import EMBEDDED
 from .adapters import (
     ARCHITECTURES, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook)
-from .codes import SparseSAE, digest_of, place_of
+from .codes import SparseSAE, place_of
 
 # %% ../../nbs/5_saes/53_sets.ipynb #eeaa3d3d
 STREAM = ("resid_pre", "resid_mid", "resid_post")
