@@ -192,8 +192,8 @@ def test_causes_are_found(lab):
         "activations without <bos>": nearest(without, place),
         "less than the mean": replace(sae, b_dec=sae.b_dec + 3),
         "dead: no latent": replace(sae, encoder=lambda x: torch.zeros(len(x), 512)),
-        "nan or inf in its codes": read_as(sae, lambda x: x * torch.nan),
-        "nan or inf in its reconstruction": replace(sae, b_dec=sae.b_dec * torch.inf),
+        "gives latents that are nan or infinite": read_as(sae, lambda x: x * torch.nan),
+        "nan or inf in its reconstruction": replace(sae, encoder=lambda x: torch.full((len(x), 512), 3e38)),
     }
     for cause, wrong in faults.items():
         fit = check_saes(model, task, with_one(saes, place, wrong), nodes_of(saes))

@@ -241,7 +241,8 @@ def from_sae_lens(
         W_dec = W_dec / _norms(W_dec)[:, None].to(dtype)
     if architecture == "matching_pursuit" and not cfg.apply_b_dec_to_input: b_dec = torch.zeros_like(b_dec)
     if normalise not in NORMALISATIONS: normalise = "none"  # expected_average_only_in: a factor, in the saved weights
-    return SparseSAE(node, W_dec, b_dec, ARCHITECTURES[architecture](stored), name, normalise, architecture)
+    said = {key: getattr(metadata, key, None) for key in ("model_name", "prepend_bos")}
+    return SparseSAE(node, W_dec, b_dec, ARCHITECTURES[architecture](stored), name, normalise, architecture, said)
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #409fe74b
 def _width(sae, name: str) -> int:

@@ -8,7 +8,7 @@ __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'NORMALISATIONS', 'Codes', 'to_codes',
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -231,6 +231,7 @@ class SparseSAE:
     name: str = "sae"
     normalise: str = "none"  # or constant_norm_rescale, layer_norm
     architecture: str = "own"  # what kind of SAE it is, for reports
+    metadata: Mapping = field(default_factory=dict)  # what its makers say of it: model_name, prepend_bos
 
     def __post_init__(self):
         if not isinstance(self.name, str): raise TypeError(f"SAE name {self.name!r} is no text")

@@ -9,8 +9,9 @@ __all__ = ['FIGURES', 'VERDICTS', 'sae_inputs', 'variance_explained_by', 'next_t
 # %% ../../nbs/5_saes/55_fidelity.ipynb #6b0d549b
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -295,14 +296,11 @@ class Finding(NamedTuple):
 def _share_of_tokens(wrong: Tensor) -> str: return f"{int(wrong.sum())} of {len(wrong)} tokens"
 
 
-def _broken(sae: SparseSAE, codes: Codes, x_hat: Float[Tensor, "token d_in"]) -> Iterator[Finding]:
+def _broken(codes: Codes, x_hat: Float[Tensor, "token d_in"]) -> Iterator[Finding]:
     "What makes an SAE useless, whatever it stands at."
-    for what, values in (("codes", codes.values), ("reconstruction", x_hat)):
-        wrong = ~values.isfinite().all(-1)
-        if wrong.any():
-            yield Finding("refused", f"nan or inf in its {what} at {_share_of_tokens(wrong)}")
-            return
-    if not codes.values.any(): yield Finding("refused", "dead: no latent is active at any token")
+    wrong = ~x_hat.isfinite().all(-1)
+    if wrong.any(): yield Finding("refused", f"nan or inf in its reconstruction at {_share_of_tokens(wrong)}")
+    elif not codes.values.any(): yield Finding("refused", "dead: no latent is active at any token")
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #59fb1fa5
 def _low(explained: float, expected: float, limits: FitLimits) -> Iterator[Finding]:
@@ -348,6 +346,17 @@ def _misplaced(better: Better, explained: float, limits: FitLimits) -> Iterator[
     yield Finding(verdict, f"explains {shares}: {meaning}")
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #6f17e5ad
+def _otherwise_made(model, metadata: Mapping) -> Iterator[Finding]:
+    "What an SAE's makers say of it that is not so here; names of models have aliases, so they decide nothing alone."
+    bos, here = metadata.get("prepend_bos"), bool(_first(model))
+    if bos is not None and bool(bos) != here:
+        with_bos = {True: "with", False: "without"}
+        yield Finding("doubtful", f"it was trained {with_bos[bool(bos)]} <bos>, and this model is run {with_bos[here]}")
+    name, ours = metadata.get("model_name"), str(getattr(model.cfg, "model_name", ""))
+    if name and ours and Path(name).name.lower() != Path(ours).name.lower():
+        yield Finding("good", f"its makers name the model {name!r}, and this is {ours!r}")
+
+
 @dataclass(frozen=True)
 class _Fit:
     "What was found out about one SAE."
@@ -358,7 +367,8 @@ class _Fit:
     def row(self) -> dict:
         "Figures, verdict and cause: a row of the table."
         verdict = max((f.verdict for f in self.findings), key=VERDICTS.index, default="good")
-        return self.figures | {"verdict": verdict, "cause": "; ".join(f.cause for f in self.findings)}
+        causes = [] if verdict == "good" else [f.cause for f in self.findings]
+        return self.figures | {"verdict": verdict, "cause": "; ".join(causes)}
 
 
 def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float], limits: FitLimits) -> _Fit:
@@ -366,9 +376,10 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
     x, nothing = trial.inputs[place], dict.fromkeys(FIGURES, float("nan"))
     if sae.d_in != x.shape[1]:
         text = f"takes activations of width {sae.d_in}, and this model holds {x.shape[1]} here: it is of another model"
-        return _Fit(nothing, [Finding("refused", text)])
-    codes, x_hat = sae.encode(x), sae.reconstruct(x)
-    explained, broken = _share_explained(x, x_hat), list(_broken(sae, codes, x_hat))
+        return _Fit(nothing, [Finding("refused", text), *_otherwise_made(trial.model, sae.metadata)])
+    try: codes, x_hat = sae.encode(x), sae.reconstruct(x)
+    except ValueError as error: return _Fit(nothing, [Finding("refused", str(error))])  # it gives no codes here
+    explained, broken = _share_explained(x, x_hat), list(_broken(codes, x_hat))
     figures = nothing | {"variance explained": explained, "L0": codes.l0}
     if broken: return _Fit(figures, broken)
     findings = list(_low(explained, expected["variance explained"], limits))
@@ -378,7 +389,7 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
         losses = splice_losses(trial.model, trial.prompts, place, sae, x.mean(0), trial.batch_size)
         figures["loss recovered"] = losses.recovered
         findings += _lost(losses, expected["loss recovered"], limits)
-    return _Fit(figures, findings)
+    return _Fit(figures, [*findings, *_otherwise_made(trial.model, sae.metadata)])
 
 
 def _places(saes: SAESet, nodes, route: str) -> list[Node]:
