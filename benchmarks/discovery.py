@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sage_nb.core.activations import SITES, Node, Prompts, capture, run_each
 from sage_nb.core.models import load_model
-from sage_nb.discovery.attribution import Contrast, all_nodes, first_order
+from sage_nb.discovery.attribution import Contrast, all_nodes, first_order, sites_of
 from sage_nb.lab.zoo import build_tokenizer
 
 TOKENS = 20
@@ -142,7 +142,7 @@ def tabulate(times: dict, peaks: dict, device: str) -> pd.DataFrame:
 
 def measure(model, contrast: Contrast, runs: int, sample: int, device: str) -> tuple[pd.DataFrame, dict]:
     "Seconds and bytes of each job, and what they say about patching all nodes."
-    nodes = all_nodes(model, POSITIONS, SITES)
+    nodes = all_nodes(model, POSITIONS, [site for site in SITES if site in sites_of(model)])
     whole = list(dict.fromkeys(node._replace(head=None) for node in nodes))
     edits = capture(model, contrast.cf, sample_nodes(nodes, model.cfg.n_layers, sample))
     held = sum(x.nbytes for x in capture(model, contrast.prompts, whole).values())

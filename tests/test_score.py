@@ -13,7 +13,7 @@ from sage_nb.measures.faithfulness import Runs
 from sage_nb.measures.interpretability import Hits
 from sage_nb.measures.score import Evidence, compare, mean_of_parts, sage_score, score_parts
 from sage_nb.report.evaluation import saes_hash, task_hash
-from sage_nb.report.validation import LADDERS, interval_coverage, ladder
+from sage_nb.report.validation import LADDERS, coverage_of_sets, distinct_rows, interval_coverage, ladder
 from sage_nb.saes.baselines import supervised_as_sae
 from sage_nb.saes.sets import load_saes
 from sage_nb.truth.runs import Edit
@@ -109,6 +109,39 @@ def test_intervals_cover_a_planted_score():
     assert 0.92 <= coverage.loc["score", "coverage"] <= 0.98
     too_narrow = interval_coverage([e.at(torch.arange(40)) for e in population], n=4, repeats=60)
     assert too_narrow.loc["fraction recovered", "coverage"] < 0.95  # four prompts are too few for a bootstrap: it shows
+
+
+def test_intervals_of_a_clipped_and_folded_score_cover():
+    population = [made_up(s, n=4000, section=str(s)) for s in (0, 1)]
+    population = [replace(e, runs=e.runs._replace(left_out=e.runs.ablated + 0.02 * e.runs.clean)) for e in population]
+    coverage = interval_coverage(population, n=96, repeats=200).coverage
+    assert coverage["necessity"] >= 0.93 and 0.92 <= coverage["score"] <= 1
+
+
+@pytest.mark.parametrize("run,part", [("reconstructed", 0), ("left_out", 1)])
+def test_a_denominator_of_zero_is_no_perfect_part(run, part):
+    ones = torch.ones(5)
+    runs = Runs(ones, ones, ones, ones)._replace(**{run: 3 * ones})  # ablation costs nothing: 2 / 0, or 1 − 2 / 0
+    assert score_parts([Evidence("a", runs)])[0, part] == 0
+    less = runs._replace(**{run: -3 * ones})
+    assert score_parts([Evidence("a", less)])[0, part] == 0
+
+
+def test_a_skyline_at_the_floor_gives_no_perfect_controllability():
+    n, ones = 6, torch.ones(6, 1)
+    edits, nothing = Edit(ones.expand(n, 2), ones.expand(n, 2)), Edit(0 * ones, 0 * ones)
+    control = ControlEvidence(edits, 0 * ones.expand(n, 2), nothing, nothing, 0 * ones, Edit(ones, ones))
+    for measure in ("success", "effect"):
+        e = replace(made_up(0, n=n), control=control, measure=measure)
+        assert score_parts([e])[0, 2] == 0
+
+
+def test_texts_are_drawn_and_not_their_copies():
+    e, texts = made_up(0, n=40), [str(i % 20) for i in range(40)]
+    assert distinct_rows(texts).tolist() == list(range(20))
+    table = coverage_of_sets({"a": [e], "b": [e]}, texts, sizes=(16,), repeats=20)
+    alone = interval_coverage([e.at(torch.arange(20))], 16, 20)
+    for name in "ab": np.testing.assert_array_equal(table.loc[name, 16].to_numpy(), alone.to_numpy())
 
 
 # Ladders

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import bootstrap
 from torch.testing import assert_close
 
 from sage_nb.core.activations import Node
 from sage_nb.discovery.attribution import NodeScores
-from sage_nb.core.intervals import interval, resample_counts
+from sage_nb.core.intervals import estimates, interval, intervals, resample_counts, resampled_means
 from sage_nb.discovery.accuracy import agreement
 
 data = arrays(float, st.integers(2, 30), elements=st.floats(-100, 100, width=32))
@@ -28,7 +29,7 @@ def plain_mean(values): return math.fsum(values) / len(values)
 
 
 def plain_interval(evidence, score, counts):
-    "Write each resample out prompt by prompt, score it, and take percentiles."
+    "Write each resample out prompt by prompt, score it, take percentiles, mirror them; stay within what was reached."
     scores = []
     for row in counts.tolist():
         drawn = [i for i, times in enumerate(row) for _ in range(int(times))]
@@ -39,7 +40,9 @@ def plain_interval(evidence, score, counts):
         place = q * (len(scores) - 1)
         below = math.floor(place)
         return scores[below] + (place - below) * (scores[min(below + 1, len(scores) - 1)] - scores[below])
-    return percentile(0.025), percentile(0.975)
+    value = score(Two(*map(plain_mean, evidence)))
+    far = max(value - percentile(0.025), percentile(0.975) - value)
+    return max(value - far, min(scores[0], value)), min(value + far, max(scores[-1], value))
 
 
 @pytest.mark.parametrize("score", [lambda m: m.a, lambda m: m.b / m.a, lambda m: 1 - abs(m.a - m.b) / abs(m.b)])
@@ -51,6 +54,36 @@ def test_interval_equals_a_plain_bootstrap(score):
     ends = plain_interval(plain, score, resample_counts(23, 300, seed=4))
     assert (estimate.lo, estimate.hi) == pytest.approx(ends, rel=1e-12)
     assert estimate.n == 23
+
+
+def folded(mean): return 1 - abs(mean)
+
+
+@pytest.mark.parametrize("score", [lambda m: m, folded, lambda m: (m > 0.05) + 0.0])
+def test_interval_is_scipys_percentile_and_basic_interval_in_one(score):
+    class Done:
+        "What scipy takes its resamples from."
+
+    x = torch.randn(60, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    Done.bootstrap_distribution = score(resampled_means(x, 800)).numpy()
+    ends = []
+    for method in ("percentile", "basic"):
+        found = bootstrap((x.numpy(),), lambda x, axis: score(x.mean(axis)), n_resamples=0, bootstrap_result=Done,
+                          method=method)
+        ends += found.confidence_interval
+    ours = interval(x, score, n_resamples=800, within=(-math.inf, math.inf))
+    assert ours[1:3] == pytest.approx((min(ends), max(ends)), abs=1e-12)
+
+
+def test_intervals_of_folded_scores_cover_where_percentiles_do_not():
+    data = 0.01 + torch.randn(300, 100, generator=torch.Generator().manual_seed(5))
+    ours, percentile = [], []
+    for x in data:
+        found = interval(x, folded, n_resamples=500)
+        ours.append(found.lo <= 0.99 <= found.hi)
+        lo, hi = folded(resampled_means(x, 500)).quantile(torch.tensor([0.025, 0.975]).double())
+        percentile.append(lo <= 0.99 <= hi)
+    assert np.mean(ours) >= 0.93 and np.mean(percentile) < 0.92
 
 
 def test_resamples_draw_as_many_prompts_as_there_are_each_equally_often():
@@ -92,6 +125,31 @@ def test_interval_is_ordered_and_within_the_data(x):
     slack = 1e-9 * (1 + abs(x).max())
     assert x.min() - slack <= e.lo <= e.hi <= x.max() + slack
     assert x.min() - slack <= e.value <= x.max() + slack
+
+
+@given(data, st.floats(-1, 1))
+def test_a_value_lies_in_its_own_interval_whatever_the_score(x, line):
+    x = torch.from_numpy(x)
+    scores = {"mean": lambda m: m, "folded": lambda m: 1 - (m - line).abs(), "clipped": lambda m: m.clamp(0, 1),
+              "passes": lambda m: (m >= line).double(), "square": lambda m: m * m}
+    for name, (e,) in intervals(x, scores, n_resamples=40).items(): assert e.lo <= e.value <= e.hi, name
+    outside = estimates(torch.tensor([102.0]), 81 + 18 * torch.rand(500, 1), 30)[0]
+    assert outside.lo < 82 and outside.hi == 102  # no resample reaches further
+    free = estimates(torch.tensor([102.0]), 81 + 18 * torch.rand(500, 1), 30, within=(0, 120))[0]
+    assert free.hi == 120 and free.lo < 82  # the mirror image of 81 is 123, and 120 is all that there can be
+
+
+@given(st.floats(-100, 100), st.integers(2, 20))
+def test_what_does_not_vary_has_an_interval_without_width(value, n):
+    e = interval(torch.full((n,), value, dtype=torch.double), n_resamples=50)
+    assert e.hi - e.lo <= 1e-12 * (1 + abs(value)) and e.lo <= e.value <= e.hi
+
+
+def test_a_score_that_is_nowhere_finite_has_no_interval():
+    e = interval(Two(torch.zeros(5), torch.ones(5)), lambda m: m.b / m.a, n_resamples=20)
+    assert e.value == math.inf and math.isnan(e.lo) and math.isnan(e.hi)
+    e = interval(Two(torch.zeros(5), torch.zeros(5)), lambda m: m.b / m.a, n_resamples=20)
+    assert all(math.isnan(x) for x in e[:3])
 
 
 @given(data, st.floats(-50, 50).filter(lambda c: abs(c) > 1e-3), st.floats(-50, 50))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Condition', 'Predicate', 'predicates', 'Hits', 'f1', 'reaches', 'greedy_unions', 'Interpretations', 'interpret',
-           'share_covered']
+           'check_threshold', 'share_covered']
 
 # %% ../../nbs/6_measures/65_interpretability.ipynb #24ba3d5b
 from collections.abc import Iterator
@@ -27,6 +27,9 @@ from ..core.intervals import Estimate, each, estimates, interval, resample_count
 from .activity import Activity
 
 # %% ../../nbs/6_measures/65_interpretability.ipynb #28b5277f
+def _unknown(attribute: str, known) -> str: return f"attribute {attribute!r} is not one of {', '.join(map(str, known))}"
+
+
 class Condition(NamedTuple):
     "A statement about a prompt: an attribute has one of some values."
     attribute: str
@@ -34,6 +37,7 @@ class Condition(NamedTuple):
 
     def holds(self, attributes: pd.DataFrame) -> Bool[np.ndarray, "prompt"]:
         "In which prompts it is true."
+        if self.attribute not in attributes: raise ValueError(_unknown(self.attribute, attributes))
         return attributes[self.attribute].isin(self.values).to_numpy()
 
     def __str__(self):
@@ -134,23 +138,31 @@ class _Pairs(NamedTuple):
     latent: Int[np.ndarray, "pair"]
     predicate: Int[np.ndarray, "pair"]
     f1: Float[np.ndarray, "pair"]
+    both: Int[np.ndarray, "pair"]  # prompts in which the latent is active and the predicate holds
+    early: Int[np.ndarray, "pair"]  # the numbers of all prompts in which the latent is active, added up
 
     @classmethod
     def of(cls, on: csr_array, holds: csr_array) -> "_Pairs":
-        both = (on.T @ holds).tocoo()
+        both, numbers = (on.T @ holds).tocoo(), np.arange(on.shape[0], dtype=np.int64)
         latent, predicate = (np.asarray(numbers) for numbers in both.coords)
-        return cls(latent, predicate, 2 * both.data / (on.sum(0)[latent] + holds.sum(0)[predicate]))
+        f1 = 2 * both.data / (on.sum(0)[latent] + holds.sum(0)[predicate])
+        return cls(latent, predicate, f1, both.data, (numbers @ on)[latent])
+
+    def by_f1(self, predicates: Int[np.ndarray, "predicate"]) -> Int[np.ndarray, "pair"]:
+        "The pairs of some predicates, best first."
+        mine = np.flatnonzero(np.isin(self.predicate, predicates))
+        keys = self.latent, self.early, -self.both, -self.f1  # the last counts most
+        return mine[np.lexsort([key[mine] for key in keys])]
 
 
-def _best(rows, columns, scores, n) -> tuple[Int[np.ndarray, "row"], Float[np.ndarray, "row"]]:
-    "The column of the highest score in each of n rows, the first of equals; -1 and 0 for a row without entries."
-    order = np.lexsort((columns, -scores, rows))
-    met, first = np.unique(rows[order], return_index=True)
-    column, score = np.full(n, -1), np.zeros(n)
-    column[met], score[met] = columns[order][first], scores[order][first]
-    return column, score
+def _first(rows, columns, n) -> Int[np.ndarray, "row"]:
+    "The column that comes first in each of n rows; -1 for a row without entries."
+    met, first = np.unique(rows, return_index=True)
+    column = np.full(n, -1)
+    column[met] = columns[first]
+    return column
 
-
+# %% ../../nbs/6_measures/65_interpretability.ipynb #ef24c36e
 def _best_predicates(
     on: csr_array,
     attributes: pd.DataFrame,
@@ -158,7 +170,10 @@ def _best_predicates(
 ) -> tuple[list[Predicate | None], Float[np.ndarray, "latent"]]:
     "The best predicate of each latent, and its F1; None for one that is never active."
     listed, holds = predicates(attributes)
-    number, best = _best(*_Pairs.of(on, holds), on.shape[1])
+    pairs = _Pairs.of(on, holds)
+    order = np.lexsort((pairs.predicate, -pairs.f1))
+    number, best = _first(pairs.latent[order], pairs.predicate[order], on.shape[1]), np.zeros(on.shape[1])
+    np.maximum.at(best, pairs.latent, pairs.f1)
     chosen = [listed[i] if i >= 0 else None for i in number]
     active, sizes = on.sum(0), holds.sum(0)
     for attribute in attributes:
@@ -207,7 +222,8 @@ class Interpretations:
     @cached_property
     def best_latents(self) -> Int[np.ndarray, "value"]:
         "For each of `values` the latent of highest F1 where it was found; -1 if none is ever active with it."
-        return _best(self.pairs.predicate, self.pairs.latent, self.pairs.f1, len(self.values))[0]
+        order = self.pairs.by_f1(np.arange(len(self.values)))
+        return _first(self.pairs.predicate[order], self.pairs.latent[order], len(self.values))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -220,6 +236,16 @@ def _totals(hits: Hits) -> Hits:
     return each(lambda x: x.double().sum(0), hits)
 
 # %% ../../nbs/6_measures/65_interpretability.ipynb #c9919d8f
+def _check_attributes(attributes: pd.DataFrame, n: int) -> None:
+    "An error if they are no table of the values of n prompts."
+    if not isinstance(attributes, pd.DataFrame):
+        raise TypeError(f"attributes are a {type(attributes).__name__}, not a data frame: take `task.attributes`")
+    if len(attributes) != n: raise ValueError(f"activity is of {n} prompts, attributes of {len(attributes)}")
+    if not len(attributes.columns): raise ValueError("attributes have no column: there is nothing to interpret by")
+    missing = [str(a) for a in attributes if attributes[a].isna().any()]
+    if missing: raise ValueError(f"attribute {missing[0]!r} lacks a value in some prompts: fill it in or leave it out")
+
+
 def interpret(
     active: Activity,
     attributes: pd.DataFrame,  # one row per prompt, values as strings
@@ -229,7 +255,10 @@ def interpret(
 ) -> Interpretations:
     "The predicate that says best when each latent is active."
     n = active.on.shape[0]
-    if len(attributes) != n: raise ValueError(f"activity is of {n} prompts, attributes of {len(attributes)}")
+    _check_attributes(attributes, n)
+    if most < 1: raise ValueError(f"most={most} is no number of values in a union: give 1 or more")
+    if scoring is not None and len(scoring) != n:
+        raise ValueError(f"activity is of {n} prompts, scoring of {len(scoring)}: say of each prompt whether to score")
     if scoring is None: scoring = np.random.default_rng(seed).permutation(n) < n // 2
     scoring, attributes = np.asarray(scoring, dtype=bool), attributes.reset_index(drop=True)
     if min(scoring.sum(), (~scoring).sum()) < 2:
@@ -268,12 +297,19 @@ def _about(some: Interpretations) -> pd.DataFrame:
     return pd.concat([names, pd.concat(parts, ignore_index=True)], axis=1)
 
 # %% ../../nbs/6_measures/65_interpretability.ipynb #6009dbf1
+def check_threshold(threshold: float) -> None:
+    "An error if no F1 can be at it."
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold} is no F1: give a number from 0 to 1, 0.8 for instance")
+
+
 @patch
 def counts(
     self: Interpretations,
     threshold: float = 0.8,  # least F1
 ) -> dict[str, Estimate]:
     "Number of latents with at least this F1, by kind of predicate."
+    check_threshold(threshold)
     n = self.n_scoring
     kinds = np.array([p.kind if p else "" for p in self.predicates])
     of_kind = torch.from_numpy(kinds[:, None] == np.array(_KINDS)).double()
@@ -281,7 +317,7 @@ def counts(
     for block, totals, scores in _in_blocks(self):
         value = value + reaches(f1(totals), threshold).double() @ of_kind[block]
         resampled = resampled + reaches(scores, threshold).double() @ of_kind[block]
-    return dict(zip(_KINDS, estimates(value, resampled, n)))
+    return dict(zip(_KINDS, estimates(value, resampled, n, within=(0, of_kind.sum(0)))))
 
 # %% ../../nbs/6_measures/65_interpretability.ipynb #7d928491
 def share_covered(
@@ -298,7 +334,7 @@ def share_covered(
 def _numbers_of(self: Interpretations, attribute: str | None) -> list[int]:
     "Which of `values` are of an attribute, or all."
     if attribute is not None and attribute not in self.attributes:
-        raise ValueError(f"attribute {attribute!r} is not one of {', '.join(self.attributes)}")
+        raise ValueError(_unknown(attribute, self.attributes))
     return [i for i, value in enumerate(self.values) if attribute in (None, value.attribute)]
 
 
@@ -324,7 +360,8 @@ def coverage(
     attribute: str | None = None,  # by default the values of all attributes together
 ) -> Estimate:
     "Share of attribute values that occur in scoring prompts and have a latent of at least this F1."
-    return interval(self.hits_of_values(attribute), partial(share_covered, threshold=threshold))
+    check_threshold(threshold)
+    return interval(self.hits_of_values(attribute), partial(share_covered, threshold=threshold), within=(0, 1))
 
 
 @patch
@@ -362,18 +399,18 @@ def _repr_html_(self: Interpretations, n: int = 12) -> str:
 def latents_for(
     self: Interpretations,
     attribute: str,
-    place: Node | None = None,  # of the SAE; may be left out where there is but one
+    place: Node | str | None = None,  # of the SAE; may be left out where there is but one
 ) -> dict[str, list[int]]:
     "By value: an SAE's latents by falling F1 for that value, where it was found; only those that meet it."
     places, pairs = self.activity.places, self.pairs
-    if place is None and len(places) == 1: place = places[0]
+    place = places[0] if place is None and len(places) == 1 else place if place is None else Node.of(place)
     if place not in places:
         raise ValueError(f"SAE at {place} is none of those that the latents belong to: "
                          f"name one of {', '.join(map(str, places))}")
     here = self.activity.place[pairs.latent] == places.index(place)
     ranking = {}
     for number in self._numbers_of(attribute):
-        mine = np.flatnonzero(here & (pairs.predicate == number))
-        best_first = mine[np.lexsort((pairs.latent[mine], -pairs.f1[mine]))]
-        ranking[self.values[number].values[0]] = self.activity.index[pairs.latent[best_first]].tolist()
+        best_first = pairs.by_f1([number])
+        latents = pairs.latent[best_first[here[best_first]]]
+        ranking[self.values[number].values[0]] = self.activity.index[latents].tolist()
     return ranking
