@@ -8,7 +8,7 @@ __all__ = ['task_hash', 'saes_hash', 'table_of', 'scores_of', 'clear_latents', '
 # %% ../../nbs/7_report/74_evaluation.ipynb #09d37e7d
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -212,6 +212,8 @@ def evaluate(
     order_by_f1: bool = True,  # in test 3, also edit by latents in the order of their F1
     batch_size: int = 64,
     progress: bool = True,
+    force: bool = False,  # score SAEs that fail their fit check anyway
+    on_section: Callable[[SageReport], None] | None = None,  # is given the report so far after each section but the last
 ) -> SageReport:
     "Score SAEs on a task's held-out prompts, beside floor, skyline, identity, PCA and random decoders."
     projection = ProjectionSettings(scale, pattern, route)
@@ -223,20 +225,30 @@ def evaluate(
     l0 = {name: f["L0"].mean() for name, f in figures.items()}
     tried = [*baselines(model, task, sets, l0, twins), *sets]
     in_order = list(figures) if order_by_f1 else []
+    trials = []
     with remembered(), count_passes(model, len(task)) as passes:
+        about = _provenance(model, task, settings) | {
+            "discovery": sections.settings, "dictionaries": truth.label,
+            "saes": {s.name: _about(s, figures[s.name]) for s in sets}} | ({"force": True} if force else {})
         benches = _benches(model, task, sections, truth, tried, settings)
-        bar = tqdm(benches, "evaluate", len(sections), disable=not progress)
-        trials = [try_section(bench, task, tried, settings, in_order) for bench in bar]
+        for bench in tqdm(benches, "evaluate", len(sections), disable=not progress, leave=False):
+            trials.append(try_section(bench, task, tried, settings, in_order))
+            if on_section and len(trials) < len(sections) and any(not t.verdict for t in trials):
+                so_far = {"partial": f"{len(trials)} of {len(sections)} cross-sections"}
+                on_section(_report(sections, trials, figures, about | so_far))
     _require_one(trials)
+    about["forward passes of the task's prompts"] = round(passes.forward, 2)
+    return _report(sections, trials, figures, about)
+
+
+def _report(sections, trials, figures, about) -> SageReport:
+    "The report of the sections that were tried."
     counted = [t for t in trials if not t.verdict]
     evidence = {name: [t.evidence(name) for t in counted] for name in trials[0].runs}
-    about = _provenance(model, task, settings) | {
-        "discovery": sections.settings, "dictionaries": truth.label,
-        "saes": {s.name: _about(s, figures[s.name]) for s in sets},
-        "forward passes of the task's prompts": round(passes.forward, 2)}
     verdicts = {"section": [t.section.name for t in trials], "counts": [not t.verdict for t in trials],
                 "reason": [t.verdict for t in trials]}
     return SageReport(
-        table=table_of(trials), scores=scores_of(evidence), sections=sections.table().assign(**verdicts),
+        table=table_of(trials), scores=scores_of(evidence),
+        sections=sections.table()[:len(trials)].assign(**verdicts),
         latents=clear_latents(counted, figures), settings=about, notes=_notes(sections, trials, figures),
         evidence=evidence, discovery=sections)
