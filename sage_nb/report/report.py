@@ -187,8 +187,12 @@ def to_json(self: SageReport) -> str:
 
 
 @patch
-def save(self: SageReport, folder: str | Path) -> Path:
-    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html; returns the page."
+def save(
+    self: SageReport,
+    folder: str | Path,
+    page: bool = True,  # also draw and write report.html, which takes most of the time
+) -> Path:  # of report.html
+    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html."
     folder, tensors = Path(folder), {}
     for name, some in self.evidence.items():
         for i, e in enumerate(some):
@@ -197,7 +201,7 @@ def save(self: SageReport, folder: str | Path) -> Path:
     _write(folder / "evidence.safetensors", to_bytes(tensors))
     _write(folder / "report.json", self.to_json())
     _write(folder / "table.csv", self.table.to_csv(index=False))
-    _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
+    if page: _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
     return folder / "report.html"
 
 # %% ../../nbs/7_report/72_report.ipynb #09b7f819
