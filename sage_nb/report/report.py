@@ -262,14 +262,15 @@ def save(
     self: SageReport,
     folder: str | Path,  # made if it is not there
     overwrite: bool = False,  # also the report of another evaluation
-) -> Path:
-    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html; returns the page."
+    page: bool = True,  # also draw and write report.html, which takes most of the time
+) -> Path:  # of report.html
+    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html."
     folder = make_folder(folder)
     if not overwrite: self.require_place(folder)
     _write(folder / "evidence.safetensors", _evidence_bytes(self))
     _write(folder / "report.json", self.to_json())
     _write(folder / "table.csv", self.table.to_csv(index=False))
-    _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
+    if page: _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
     return folder / "report.html"
 
 # %% ../../nbs/7_report/72_report.ipynb #09b7f819
