@@ -61,7 +61,7 @@ V, Z = "L3H2.v@IO", "L1H0.z@END"
 ROWS = [  # (what, call, error, part of its text)
     # evaluate
     ("a model's name for a model", lambda f: run(f, model="tiny-gpt2"), TypeError, "load_model('tiny-gpt2')"),
-    ("a task's name for a task", lambda f: run(f, task="ioi"), TypeError, "task is str, not Task: give what load_task"),
+    ("a task's name for a task", lambda f: run(f, task="ioi"), TypeError, "load it first: load_task('ioi'"),
     ("a list of sections", lambda f: run(f, sections=[*f.sections]), TypeError, "sections is list, not CrossSections"),
     ("truth and sections exchanged", lambda f: run(f, sections=f.truth, truth=f.sections), TypeError,
      "sections is Dictionaries, not CrossSections"),

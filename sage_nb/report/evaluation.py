@@ -152,7 +152,7 @@ def _sets_of(saes) -> list[SAESet]:
     "The sets that a user means: one, or a list of them; a list of SAE objects is one set."
     if not isinstance(saes, (list, tuple)): return [load_saes(saes)]
     if not saes: raise ValueError("there are no SAEs to evaluate: the list is empty")
-    objects = [hasattr(sae, "encode") for sae in saes]
+    objects = [hasattr(sae, "encode") and not isinstance(sae, str) for sae in saes]  # a text has `encode`, too
     if all(objects): return [load_saes(saes)]
     if any(objects):
         raise TypeError("the list mixes SAE objects with names or sets: make a set of the objects, "
