@@ -310,19 +310,22 @@ def test_reports_of_the_same_prompts_can_be_compared_and_others_not(
     assert comparison.difference.lo > 0 and comparison.difference.value == pytest.approx(of_scores)
     with pytest.raises(ValueError, match="is not in the report"): report.compare("nobody", trained.name)
 
-    half, how = part[torch.arange(len(part)) % 2 == 0], dict(ks=(1, 4), twins=False, progress=False)
+
+def test_reports_that_differ_in_more_than_the_saes_are_not_compared(model, part, io_sections, values, truth, trained):
+    def score(task=part, sections=values, truth=truth, **how):
+        return evaluate(model, task, sections, truth, trained, **(ALONE | how))
+
+    base, half = score(), part[torch.arange(len(part)) % 2 == 0]
     others = {
-        "prompts": lambda: evaluate(model, half, io_sections, truth, worse, **how),
-        "cross-sections": lambda: evaluate(model, part, io_sections[:1], truth, worse, **how),
-        "ground truth": lambda: evaluate(
-            model, part, io_sections, fit_dictionaries(model, part, io_sections, "mean"), worse, **how),
-        "projection": lambda: evaluate(model, part, io_sections, truth, worse, scale="recomputed", **how),
-        "numbers of moves": lambda: evaluate(model, part, io_sections, truth, worse, **how | {"ks": (1, 2)}),
-        "tests": lambda: evaluate(model, part, io_sections, truth, worse, tests=(1, 2), **how),
+        "prompts": score(task=half), "cross-sections": score(sections=io_sections[:2]),
+        "ground truth": score(truth=fit_dictionaries(model, part, values, "mean")),
+        "certificate": score(criteria=Criteria(tolerance=0.4)), "projection": score(scale="recomputed"),
+        "tests": score(tests=(1, 3)), "numbers of moves": score(ks=(1, 2)),
     }
-    for what, make in others.items():
+    for what, other in others.items():
         with pytest.raises(ValueError, match=f"the two reports differ in {what} "):
-            report.compare(trained.name, "worse", make())
+            base.compare(trained.name, trained.name, other)
+    assert base.compare(trained.name, trained.name, score()).difference.value == 0
 
 
 def test_the_results_can_be_read_as_saebench_reads_its_own(report, trained, tmp_path):
@@ -331,7 +334,7 @@ def test_the_results_can_be_read_as_saebench_reads_its_own(report, trained, tmp_
     data = json.loads(files[0].read_text(), parse_constant=not_json)
     flat = {key: value for group in data["eval_result_metrics"].values() for key, value in group.items()}
     assert len(files) == 1 and files[0].name.startswith(trained.name)
-    assert data["sae_cfg_dict"]["architecture"] == "topk"
+    assert data["sae_cfg_dict"]["architecture"] == trained.before(0).architecture != trained.name
     task = report.settings["task"]
     for other in (task | {"hash": "another draw"}, task | {"name": "order"}):
         replace(report, settings=report.settings | {"task": other}).save_saebench(tmp_path / "core")
