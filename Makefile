@@ -33,7 +33,7 @@ $(ENV): requirements-dev.txt setup.py settings.ini
 	@touch $@
 
 demo: $(ENV) ## evaluate the embedded model and SAEs on IOI; writes demo/report.html
-	@$(BIN)/sage_nb evaluate --model tiny-gpt2 --task ioi --saes tiny-gpt2-res-topk --n 384 --out demo
+	@$(BIN)/sage_nb evaluate --model tiny-gpt2 --task ioi --saes tiny-gpt2-res-topk --n 384 --out demo --overwrite
 	@echo "The report: $(CURDIR)/demo/report.html"
 
 test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sage_nb.lab.cli import RECORD
+from sage_nb.lab.results import RECORD
 
 ROW = {
     "prompt": "Today Mary saw John", "answer": " Mary", "distractor": " John", "attributes": {"name": "Mary"},

@@ -18,7 +18,8 @@ import pytest
 
 import sage_nb
 from sage_nb.lab import cli
-from sage_nb.lab.cli import COMMANDS, RECORD, Discover, Evaluate, Results, check_fit, main, parse
+from sage_nb.lab.cli import COMMANDS, Discover, Evaluate, check_fit, main, parse
+from sage_nb.lab.results import RECORD, Results, other_results
 
 PROGRAM = [sys.executable, "-c", "from sage_nb.lab.cli import main; raise SystemExit(main())"]
 SMALL = ["--sites", "z", "--n", "96"]
@@ -85,8 +86,8 @@ def test_each_option_that_decides_the_result_makes_another_evaluation(change, tm
     first, other = Evaluate(n=96), replace(Evaluate(n=96), **change)
     (tmp_path / "report.json").touch()
     (tmp_path / RECORD).write_text(json.dumps({"evaluate": first.options()}))
-    assert cli.other_results(tmp_path, first.options()) is None
-    assert next(iter(change)).replace("_", "-").split("-")[0] in cli.other_results(tmp_path, other.options())
+    assert other_results(tmp_path, first.options()) is None
+    assert next(iter(change)).replace("_", "-").split("-")[0] in other_results(tmp_path, other.options())
 
 
 def test_rows_that_changed_make_another_evaluation(tmp_path):

@@ -105,14 +105,14 @@ class CrossSections(Sequence):
 
     def table(self) -> pd.DataFrame:
         "One row per cross-section; effect, lo and hi are of the training prompts that selected it."
-        nowhere = Estimate(float("nan"), float("nan"), float("nan"), 0)
-        judged = [s.held_out or nowhere for s in self.sections]
-        return pd.DataFrame([{
-            "attribute": s.attribute, "site": s.site, "position": s.position, "nodes": s.heads,
-            "effect": s.effect.value, "lo": s.effect.lo, "hi": s.effect.hi,
-            "held out": held_out.value, "held out lo": held_out.lo, "held out hi": held_out.hi,
-            "group": s.group_effect.value, "noise": s.noise.value,
-        } for s, held_out in zip(self.sections, judged)])
+        columns = ["attribute", "site", "position", "nodes", "effect", "lo", "hi", "held out", "held out lo",
+                   "held out hi", "group", "noise"]
+        nowhere, rows = Estimate(float("nan"), float("nan"), float("nan"), 0), []
+        for s in self.sections:
+            where = s.attribute, s.site, s.position, s.heads
+            effects = *s.effect[:3], *(s.held_out or nowhere)[:3], s.group_effect.value, s.noise.value
+            rows.append((*where, *effects))
+        return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #6a0d6243
 @dataclass(frozen=True)

@@ -88,9 +88,6 @@ def scores_of(evidence: dict[str, list[Evidence]]) -> pd.DataFrame:
     "One row per method: score, interval, mean parts; parts that are nowhere defined are left out."
     rows = []
     for name, some in evidence.items():
-        if not some:  # no section counts yet
-            rows.append({"sae": name, "score": float("nan"), "lo": float("nan"), "hi": float("nan")})
-            continue
         score, parts = sage_score(some), dict(zip(PARTS, score_parts(some).nanmean(0).tolist()))
         rows.append({"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **parts})
     table = pd.DataFrame(rows)
@@ -167,7 +164,8 @@ def _given(saes) -> list[SAESet]:
     ours = [FLOOR, NO_EDIT, SKYLINE, IDENTITY, *map(twin_name, names)]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"several SAE sets are called {name!r}: give each a name of its own, load_saes(..., name=...)")
+            raise ValueError(f"several SAE sets are called {name!r}: give each a name of its own, "
+                             "load_saes(..., name=...)")
         if name in ours or re.fullmatch(r"PCA-\d+( at \w+)?", name):
             raise ValueError(f"an SAE set is called {name!r}, which is what a baseline is called here: "
                              "give it another name, load_saes(..., name=...)")
@@ -263,6 +261,11 @@ def _report(
         settings=about, notes=_notes(sections, trials, figures), evidence=evidence, discovery=sections)
 
 
+def _is_worth_a_report(trials: list[SectionTrial], sections: CrossSections) -> bool:
+    "Whether some section counts, and more are to come."
+    return len(trials) < len(sections) and any(not trial.verdict for trial in trials)
+
+
 def evaluate(
     model,
     task: Task,
@@ -280,7 +283,7 @@ def evaluate(
     force: bool = False,  # also score SAEs that do not seem to belong to the model, or to their place
     batch_size: int = 64,
     progress: bool = True,
-    on_section: Callable[[SageReport], None] | None = None,  # given what is known after each section but the last
+    on_section: Callable[[SageReport], None] | None = None,  # given what is known after each section, before the last
 ) -> SageReport:
     "Score SAEs on a task's held-out prompts, beside floor, skyline, identity, PCA and random twins."
     _require_kinds(model, task, sections, truth)
@@ -298,9 +301,10 @@ def evaluate(
     trials = []
     with remembered(), count_passes(model, len(task)) as passes:
         benches = _benches(model, task, sections, truth, tried, settings)
-        for bench in tqdm(benches, "evaluate", len(sections), disable=not progress):
+        for bench in tqdm(benches, "evaluate", len(sections), leave=False, disable=not progress):
             trials.append(try_section(bench, task, tried, settings, in_order))
-            if on_section and len(trials) < len(sections): on_section(_report(trials, sections, figures, about))
+            if not on_section or not _is_worth_a_report(trials, sections): continue
+            on_section(_report(trials, sections, figures, about))
     _require_one(trials)
     about |= {"forward passes of the task's prompts": round(passes.forward, 2)}
     return _report(trials, sections, figures, about)
