@@ -424,7 +424,7 @@ def main(
     "Run the command that the first argument names."
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if argv[0] in _ANSWERS and len(argv) == 1:
-        print(_ANSWERS[argv[0]]())
+        Console().say(_ANSWERS[argv[0]]())
         return 0
     try:
         with _interruptible(): parse(argv).run()
