@@ -154,8 +154,8 @@ def validate_score(
     ladders, nodes, sets = list(ladders), [node for s in sections for node in s.nodes], []
     if len(rungs) < 2: raise ValueError(f"rungs={tuple(rungs)} cannot be ranked: give at least 2 shares from 0 to 1")
     for how in ladders: sets += ladder(truth, nodes, how, rungs, seed)
-    report = evaluate(model, task, sections, truth, sets, twins=False, order_by_f1=False, **options)
-    card = report.scorecard().loc[[saes.name for saes in sets]].drop(columns=["lo", "hi"])
+    report = evaluate(model, task, sections, truth, sets, twins=False, order_by_f1=False, force=True, **options)
+    card = report.scorecard().loc[[saes.name for saes in sets]].drop(columns=["lo", "hi", "fit"])
     values = card.set_axis(pd.MultiIndex.from_product([ladders, rungs], names=["ladder", "rung"]))
     quality, ranks = [-r for r in rungs], {}
     for how in ladders:
