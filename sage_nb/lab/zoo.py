@@ -383,7 +383,7 @@ def train_sae(
     if frozen == "decoder": sae.W_dec.requires_grad_(False)
     if frozen == "soft-decoder": _stay_near(trainer, sae.W_dec)
     if frozen == "encoder": _freeze_encoder(trainer, activations.mean(0))
-    return trainer.fit()
+    return _finite(trainer.fit())
 
 
 def _untrained(activations, kind, metadata, frozen):
@@ -391,9 +391,16 @@ def _untrained(activations, kind, metadata, frozen):
     cls, config = get_sae_training_class(kind)
     settings = SAE_KINDS[kind].settings | (SAE_KINDS[kind].apart if frozen == "encoder" else {})
     sae = cls(config(
-        d_in=activations.shape[1], d_sae=D_SAE, decoder_init_norm=1.0 if frozen == "decoder" else 0.1,
+        d_in=activations.shape[1], d_sae=D_SAE, decoder_init_norm=1.0 if frozen in ("decoder", "soft-decoder") else 0.1,
         metadata=SAEMetadata(**metadata, frozen=frozen), **settings))
     sae.b_dec.data = activations.mean(0)
+    return sae
+
+
+def _finite(sae):
+    "The SAE, unless its training diverged."
+    bad = [name for name, weights in sae.named_parameters() if not weights.isfinite().all()]
+    if bad: raise ValueError(f"training diverged: {', '.join(bad)} are not finite: use another seed or a lower lr")
     return sae
 
 
@@ -413,10 +420,10 @@ def _shuffled(activations, seed):
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #2f4b89ba
 def _stay_near(trainer, W_dec):
-    "After every step, turn directions back that went too far."
+    "After every step, turn directions back that went too far, and make all of length 1 again."
     start = W_dec.detach().clone()
 
-    def turn_back(*_): W_dec.data = within_cosine(W_dec.data, start)
+    def turn_back(*_): W_dec.data = normalize(within_cosine(W_dec.data, start), dim=-1)
     trainer.optimizer.register_step_post_hook(turn_back)
 
 
@@ -511,7 +518,7 @@ class ZooModel(NamedTuple):
 
 ZOO = {
     "tiny-gpt2": ZooModel(4000, (
-        ZooSAEs("res", "topk", 4_000_000, ("decoder", "encoder")),
+        ZooSAEs("res", "topk", 4_000_000, ("decoder", "soft-decoder", "encoder")),
         ZooSAEs("res", "standard", 4_000_000, ()), ZooSAEs("z", "topk", 2_000_000, ()))),
     "tiny-pythia": ZooModel(3000, (ZooSAEs("res", "batchtopk", 2_000_000, ("decoder",)),)),
     "tiny-gemma": ZooModel(3000, (ZooSAEs("res", "jumprelu", 2_000_000, ("decoder",)),)),
