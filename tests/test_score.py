@@ -111,11 +111,16 @@ def test_intervals_cover_a_planted_score():
     assert too_narrow.loc["fraction recovered", "coverage"] < 0.95  # four prompts are too few for a bootstrap: it shows
 
 
-def test_intervals_of_a_clipped_and_folded_score_cover():
-    population = [made_up(s, n=4000, section=str(s)) for s in (0, 1)]
-    population = [replace(e, runs=e.runs._replace(left_out=e.runs.ablated + 0.02 * e.runs.clean)) for e in population]
-    coverage = interval_coverage(population, n=96, repeats=200).coverage
-    assert coverage["necessity"] >= 0.93 and 0.92 <= coverage["score"] <= 1
+def nearly_necessary(seed, n=4000):
+    "What is left out does next to nothing: necessity is folded where its prompts' noise lies."
+    g, e = torch.Generator().manual_seed(100 + seed), made_up(seed, n, str(seed))
+    left_out = e.runs.ablated + 0.01 * e.runs.clean + torch.randn(n, generator=g)
+    return replace(e, runs=e.runs._replace(left_out=left_out))
+
+
+def test_intervals_of_a_folded_part_cover():
+    coverage = interval_coverage([nearly_necessary(s) for s in range(4)], n=96, repeats=200).coverage
+    assert coverage["necessity"] >= 0.92 and coverage["score"] >= 0.92
 
 
 @pytest.mark.parametrize("run,part", [("reconstructed", 0), ("left_out", 1)])
