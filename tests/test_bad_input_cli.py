@@ -94,7 +94,7 @@ ROWS = [  # (command line, with names of the fixtures in braces; exit status; pa
     ("discover --task {no_rows}", 1, "norows.json' has no rows: write {"),
     ("discover --task {texts}", 1, "texts.json': row 0 is 'One two'; write {"),
     ("discover --task {one}", 1, "1 prompts; at least 2 are needed"),
-    ("discover --task {same}", 1, "occurs 2 times; drop the duplicates"),
+    ("discover --task {same}", 1, "occurs 2 times"),
     ("discover --task {no_answer}", 1, "row 1: answer is ''; a text is needed"),
     ("discover --task {good} --n 96", 1, "--n says nothing about"),
     ("discover --task {good} --seed 0", 1, "whose prompts are its rows: leave it out"),

@@ -85,7 +85,7 @@ ROWS = [  # (what, call, error, part of its text)
     ("fewer than no resamples", lambda f: resample_counts(4, -2), ValueError, "n_resamples=-2"),
     ("counts of no prompts", lambda f: resample_counts(0), ValueError, "n=0 prompts to draw from"),
     ("a single node", lambda f: activity(f.model, f.task.prompts, NODE, f.saes), TypeError, "put it in a list"),
-    ("no nodes", lambda f: activity(f.model, f.task.prompts, [], f.saes), ValueError, "no nodes to look at"),
+    ("no nodes", lambda f: activity(f.model, f.task.prompts, [], f.saes), ValueError, "there are no nodes"),
     ("a node that is no node", lambda f: activity(f.model, f.task.prompts, ["IO"], f.saes), ValueError, "'IO'"),
     ("a share of 80", lambda f: activity(f.model, f.task.prompts, [NODE], f.saes, 80), ValueError, "min_share=80"),
     ("a negative share", lambda f: ActivityBuilder(-0.1), ValueError, "min_share=-0.1 is no share"),

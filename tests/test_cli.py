@@ -35,6 +35,14 @@ def no_parts(folder): return not list(folder.rglob("*.part"))
 
 # Help and version
 
+@pytest.fixture(autouse=True)
+def heeded_interrupts():
+    "Ctrl-C as it is in a terminal, also where the tests were started in the background, which ignores it."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], []])
 def test_help_returns_0(argv, capsys):
     assert main(argv) == 0
@@ -117,7 +125,7 @@ def no_search(monkeypatch):
     (["--model", "tiny-pythia", "--saes", "tiny-pythia-res-batchtopk", "--sites", "resid_mid"],
      "--sites: 'resid_mid' is not one of resid_pre, q, k"),
     (["--n", "3"], "task 'ioi': "),
-    (["--n", "12"], "task 'ioi' holds out 4 of 12 prompts, and no cross-section counts with fewer than 10"),
+    (["--n", "24"], "task 'ioi' holds out 8 of 24 prompts, and no cross-section counts with fewer than 10"),
 ])
 def test_what_needs_the_model_is_refused_before_the_search(argv, said, tmp_path, capsys, no_search):
     assert main(["evaluate", "--out", str(tmp_path / "new"), *argv]) == 1
@@ -262,9 +270,9 @@ def test_a_finished_report_outlives_an_interrupted_run_of_the_same(stand_ins, re
 def test_a_signal_waits_until_the_report_is_whole(tmp_path, report, monkeypatch):
     save = sage_nb.SageReport.save
 
-    def signalled(self, folder, page=True):
+    def signalled(self, folder, **options):
         signal.raise_signal(signal.SIGINT)
-        return save(self, folder, page)
+        return save(self, folder, **options)
     monkeypatch.setattr(sage_nb.SageReport, "save", signalled)
     results = Results(tmp_path, "evaluate", {"n": 96})
     with pytest.raises(KeyboardInterrupt): results.write_part(part_of(report))
@@ -274,7 +282,7 @@ def test_a_signal_waits_until_the_report_is_whole(tmp_path, report, monkeypatch)
 
 
 def test_a_full_disk_leaves_no_half_written_file(stand_ins, report, tmp_path, monkeypatch, capsys):
-    def full(self, folder, page=True):
+    def full(self, folder, **options):
         (folder / "report.json.part").write_text("{")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "report.json.part"))
     monkeypatch.setattr(sage_nb.SageReport, "save", full)

@@ -494,7 +494,8 @@ def test_wrong_requests_are_refused(benches, topk):
     bench = benches["S:z@END"]
     for ks in ((), (0, 1), (2, 2), (4, 1)):
         with pytest.raises(ValueError, match="are not ascending numbers from 1"): control(bench, [topk], ks)
-    with pytest.raises(TypeError, match="settings 'write' are no ProjectionSettings"): control(bench, [topk], settings="write")
+    with pytest.raises(TypeError, match="settings 'write' are no ProjectionSettings"):
+        control(bench, [topk], settings="write")
 
 
 # Prompts that cannot be edited

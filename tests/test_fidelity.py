@@ -164,7 +164,7 @@ def test_swapped_layers_are_named(lab):
     model, task, saes = lab
     places = {1: Node("resid_pre", 1), 3: Node("resid_pre", 3)}
     swapped = {place: replace(saes.before(4 - layer), node=place) for layer, place in places.items()}
-    fit = check_saes(model, task, SAESet("swapped", swapped), nodes_of(SAESet("", swapped)))
+    fit = check_saes(model, task, SAESet("swapped", swapped), nodes_of(SAESet("swapped", swapped)))
     assert fit.verdict.tolist() == ["refused"] * 2
     assert "at L3.resid_pre" in fit.cause["L1.resid_pre"] and "at L1.resid_pre" in fit.cause["L3.resid_pre"]
 
@@ -272,7 +272,7 @@ def test_what_is_expected_comes_from_card_or_release(lab):
 
 def test_twins_are_not_refused_where_their_card_expects_little(models, tasks):
     model, task = models["tiny-gpt2"], tasks("tiny-gpt2", "ioi")
-    twin = load_saes(load_saes("tiny-gpt2-res-topk").twin)
+    twin = load_saes("tiny-gpt2-res-topk-frozen-decoder")
     fit = check_saes(model, task, twin, nodes_of(twin))
     assert (fit["expected variance explained"] < 0.5).all() and "refused" not in set(fit.verdict), fit.to_string()
 

@@ -458,7 +458,7 @@ def test_what_cannot_be_projected_to_is_refused(model, task, node):
 
 def test_wrong_requests_say_what_is_wrong(model, task):
     prompts, node = task.prompts[:2], Node("q", 1, 0, "END")
-    with pytest.raises(ValueError, match="takes activations of width 64, got 128"):
+    with pytest.raises(ValueError, match="has activations of width 128 there, not 64"):
         reconstruct(model, prompts, [node], random_saes(d_model=64))
     with pytest.raises(ValueError, match="scale 'true' is not one of frozen, recomputed"):
         reconstruct(model, prompts, [node], random_saes(), ProjectionSettings("true"))

@@ -12,7 +12,6 @@ from sage_nb.measures.control import ControlEvidence
 from sage_nb.measures.faithfulness import Runs
 from sage_nb.measures.interpretability import Hits
 from sage_nb.measures.score import Evidence, compare, mean_of_parts, sage_score, score_parts
-from sage_nb.report.evaluation import saes_hash, task_hash
 from sage_nb.report.validation import LADDERS, coverage_of_sets, distinct_rows, interval_coverage, ladder
 from sage_nb.saes.baselines import supervised_as_sae
 from sage_nb.saes.sets import load_saes
@@ -190,4 +189,4 @@ def test_hashes_tell_tasks_and_saes_apart(task, sae_sets):
     saes = load_saes("tiny-gpt2-res-topk")
     first = next(iter(saes))
     moved = replace(saes, saes=saes.saes | {first.node: replace(first, b_dec=first.b_dec + 1e-3)})
-    assert saes_hash(saes) == saes_hash(load_saes("tiny-gpt2-res-topk")) != saes_hash(moved)
+    assert saes.digest == load_saes("tiny-gpt2-res-topk").digest != moved.digest

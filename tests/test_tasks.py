@@ -394,6 +394,9 @@ class Splits:
 def some(model): return load_task("ioi", model, n=24)
 
 
+TOKENS = torch.zeros(2, 3, dtype=torch.long)
+
+
 @pytest.mark.parametrize("request_,message", [
     (lambda m: load_task("nope", m), r"task 'nope' is not built in \(has ioi, order"),
     (lambda m: load_task("ioi", m, pool="new"), "pool 'new' is not one of all, seen, unseen"),
@@ -403,9 +406,9 @@ def some(model): return load_task("ioi", model, n=24)
     (lambda m: some(m).prompts.index("S3"), r"position 'S3' is not named here \(has IO, S1, S1\+1, S2, END\)"),
     (lambda m: load_task("ioi", SimpleNamespace(tokenizer=Splits(), cfg=m.cfg), n=2),
      "task 'ioi' needs 6 names that are one token; this tokenizer leaves 0 of 32"),
-    (lambda m: Prompts(torch.zeros(2, 3), {"IO": torch.zeros(2)}), r"prompts need the position 'END' \(have IO\)"),
-    (lambda m: Prompts(torch.zeros(2, 3), {"END": torch.tensor([0, 3])}), r"'END' needs one index .* each in \[0, 3\)"),
-    (lambda m: Prompts(torch.zeros(2, 3), {"END": torch.tensor([0])}), "'END' needs one index per prompt"),
+    (lambda m: Prompts(TOKENS, {"IO": TOKENS[:, 0]}), r"prompts need the position 'END' \(have IO\)"),
+    (lambda m: Prompts(TOKENS, {"END": torch.tensor([0, 3])}), r"'END' needs one index .* each in \[0, 3\)"),
+    (lambda m: Prompts(TOKENS, {"END": torch.tensor([0])}), "'END' needs one index per prompt"),
 ])
 def test_wrong_requests_say_what_is_wrong(model, request_, message):
     with pytest.raises(ValueError, match=message): request_(model)

@@ -1,4 +1,4 @@
-"""The zoo's SAEs and their twins: what is frozen stays frozen, in training, in files, and in what the cards say of it."""
+"""The zoo's SAEs and their twins: what is frozen stays frozen, in training, in files and on the cards."""
 import json
 
 import pytest

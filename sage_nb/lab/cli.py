@@ -28,7 +28,7 @@ from fastcore.docments import docments
 
 import sage_nb
 from .requests import (
-    SITE_NAMES, check_model, check_sae_names, check_some, check_task, did_you_mean, embedded_names)
+    SITE_NAMES, check_model_name, check_sae_names, check_some, check_task, did_you_mean, embedded_names)
 from .results import Results, check_out, handling
 from ..tasks.builtin import RECIPES
 
@@ -174,7 +174,7 @@ def options(self: Discover) -> dict:
 @patch
 def check(self: Discover) -> None:
     "Refuse what can be refused without torch."
-    check_model(self.model)
+    check_model_name(self.model)
     known = check_task(self.task)
     given = [f"--{name}" for name in ("n", "seed") if getattr(self, name) is not None]
     if self.task not in RECIPES and given:

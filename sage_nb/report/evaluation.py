@@ -14,8 +14,6 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import pandas as pd
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.activations import Node, capture, count_passes, remembered
@@ -138,7 +136,7 @@ def _provenance(model, task: Task, sections: CrossSections, truth: Dictionaries,
         "intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
         "versions": {p: version(p) for p in packages} | {"python": platform.python_version()}}
 
-
+# %% ../../nbs/7_report/74_evaluation.ipynb #4ed335c3
 def _needed(saes: SAESet, nodes: Sequence[Node], route: str) -> SAESet:
     "The SAEs of a set that the nodes need."
     places = {saes.find(source).node for node in nodes for source in sources(node, saes, route)}
@@ -265,7 +263,7 @@ def _is_worth_a_report(trials: list[SectionTrial], sections: CrossSections) -> b
     "Whether some section counts, and more are to come."
     return len(trials) < len(sections) and any(not trial.verdict for trial in trials)
 
-
+# %% ../../nbs/7_report/74_evaluation.ipynb #9e70c8b7
 def evaluate(
     model,
     task: Task,

@@ -61,10 +61,10 @@ def check_same_frame(a: dict, b: dict) -> None:
     for what, path in _MUST_AGREE.items():
         one, other = (json.dumps(_setting(settings, path), default=str, sort_keys=True) for settings in (a, b))
         if one != other or one == "null":
-            raise ValueError(f"the two reports differ in {what} ({one} against {other}): evaluate both SAEs on the same "
-                             "model, task object, cross-sections and dictionaries, with the same options")
+            raise ValueError(f"the two reports differ in {what} ({one} against {other}): evaluate both SAEs on the "
+                             "same model, task object, cross-sections and dictionaries, with the same options")
 
-
+# %% ../../nbs/7_report/72_report.ipynb #43e87df2
 @dataclass(frozen=True, repr=False)
 class SageReport:
     "What was found, and all that is needed to know where it came from."
@@ -215,7 +215,7 @@ def make_folder(folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-
+# %% ../../nbs/7_report/72_report.ipynb #cc792af9
 def _columns(frame: pd.DataFrame) -> dict[str, list]:
     columns = frame.to_dict(orient="list")
     return {name: [_finite(value) for value in values] for name, values in columns.items()}
@@ -240,39 +240,6 @@ def _evidence_bytes(report: SageReport) -> bytes:
             for part, x in evidence_tensors(e).items(): tensors[f"{name}|{i}|{part}"] = x
     return to_bytes(tensors)
 
-
-@patch
-def require_place(self: SageReport, folder: str | Path) -> None:
-    "An error if the folder holds the report of another evaluation, which saving would overwrite."
-    if not (Path(folder) / "report.json").exists(): return
-    there = _load(folder).settings
-    try: check_same_frame(self.settings, there)
-    except ValueError as error:
-        model, task = there["model"]["name"], there["task"]["name"]
-        raise FileExistsError(f"{str(folder)!r} holds a report of {task} on {model}, which this one would overwrite "
-                              f"({error}): take another folder, or save with overwrite=True") from None
-    lost = [name for name in there["saes"] if name not in self.settings["saes"]]
-    if lost:
-        raise FileExistsError(f"{str(folder)!r} holds a report of {', '.join(lost)}, not in this one, which would "
-                              "overwrite it: take another folder, or save with overwrite=True")
-
-
-@patch
-def save(
-    self: SageReport,
-    folder: str | Path,  # made if it is not there
-    overwrite: bool = False,  # also the report of another evaluation
-    page: bool = True,  # also draw and write report.html, which takes most of the time
-) -> Path:  # of report.html
-    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html."
-    folder = make_folder(folder)
-    if not overwrite: self.require_place(folder)
-    _write(folder / "evidence.safetensors", _evidence_bytes(self))
-    _write(folder / "report.json", self.to_json())
-    _write(folder / "table.csv", self.table.to_csv(index=False))
-    if page: _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
-    return folder / "report.html"
-
 # %% ../../nbs/7_report/72_report.ipynb #09b7f819
 def _read_json(path: Path) -> dict:
     "What report.json holds, if this version wrote it."
@@ -283,7 +250,8 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{str(path)!r} is damaged ({error}): evaluate again, or take a copy of it") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema == SCHEMA: return data
-    raise ValueError(f"{str(path)!r} has schema {schema}, this version reads {SCHEMA}: evaluate again with this version")
+    raise ValueError(f"{str(path)!r} has schema {schema}, this version reads {SCHEMA}: "
+                     "evaluate again with this version")
 
 
 def _read_evidence(path: Path, digest: str) -> dict[str, Tensor]:
@@ -317,6 +285,39 @@ def load(
 ) -> SageReport:
     "The report that was saved in a folder."
     return _load(folder)
+
+# %% ../../nbs/7_report/72_report.ipynb #118d17a8
+@patch
+def require_place(self: SageReport, folder: str | Path) -> None:
+    "An error if the folder holds the report of another evaluation, which saving would overwrite."
+    if not (Path(folder) / "report.json").exists(): return
+    there = _load(folder).settings
+    try: check_same_frame(self.settings, there)
+    except ValueError as error:
+        model, task = there["model"]["name"], there["task"]["name"]
+        raise FileExistsError(f"{str(folder)!r} holds a report of {task} on {model}, which this one would overwrite "
+                              f"({error}): take another folder, or save with overwrite=True") from None
+    lost = [name for name in there["saes"] if name not in self.settings["saes"]]
+    if lost:
+        raise FileExistsError(f"{str(folder)!r} holds a report of {', '.join(lost)}, not in this one, which would "
+                              "overwrite it: take another folder, or save with overwrite=True")
+
+
+@patch
+def save(
+    self: SageReport,
+    folder: str | Path,  # made if it is not there
+    overwrite: bool = False,  # also the report of another evaluation
+    page: bool = True,  # also draw and write report.html, which takes most of the time
+) -> Path:  # of report.html
+    "Write report.json, evidence.safetensors, table.csv and a self-contained report.html."
+    folder = make_folder(folder)
+    if not overwrite: self.require_place(folder)
+    _write(folder / "evidence.safetensors", _evidence_bytes(self))
+    _write(folder / "report.json", self.to_json())
+    _write(folder / "table.csv", self.table.to_csv(index=False))
+    if page: _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
+    return folder / "report.html"
 
 # %% ../../nbs/7_report/72_report.ipynb #d9b6647b
 def _saebench(report: SageReport, name: str, about: dict) -> dict:

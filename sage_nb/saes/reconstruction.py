@@ -308,7 +308,8 @@ def projection_plan(
 ) -> dict[Node, list[Share]]:
     "The shares of each node; an error if the SAEs do not fit the model, or the model does not hold what is claimed."
     if not isinstance(settings, ProjectionSettings):
-        raise TypeError(f"settings {settings!r} are no ProjectionSettings: write ProjectionSettings(route='write'), say")
+        raise TypeError(f"settings {settings!r} are no ProjectionSettings: "
+                        "write ProjectionSettings(route='write'), say")
     plan = {node: node_shares(node, saes, settings.route) for node in map(Node.of, nodes)}
     if not plan: raise ValueError("there are no nodes to project to: name at least one")
     saes.require(model)
