@@ -413,7 +413,8 @@ def test_one_refused_set_does_not_end_the_run_of_the_others(model, part, values,
     report = evaluate(model, part, values, truth, [*bad, trained], **ALONE)
     card, notes = report.scorecard(), "\n".join(report.notes)
     assert card.fit[trained.name] == "good" and card.score[trained.name] > 0.5
-    for saes, cause in zip(bad, ("its codes hold nan or inf", "dead: no latent is active", "it is of another layer")):
+    causes = "latents that are nan or infinite", "dead: no latent is active", "it is of another layer"
+    for saes, cause in zip(bad, causes):
         assert card.fit[saes.name] == "refused" and pd.isna(card.score[saes.name]) and saes.name not in report.evidence
         assert f"{saes.name} at L" in notes and cause in notes
 
