@@ -47,23 +47,25 @@ def test_labels_by_lot_have_no_cross_section(name, recipe):
         assert not len(found) and list(found.missing())
 
 
+def effect_of_patching(model, task, section):
+    "How much of the metric is lost where a section's nodes hold what they hold on the counterfactual prompts."
+    there = capture(model, task.counterfactual(section.attribute).prompts, section.nodes)
+    metric = task.metric(section.attribute)
+    clean, patched = run(model, task.prompts, metric), run(model, task.prompts, metric, there)
+    return ((patched - clean).mean() / clean.mean()).item()
+
+
 def test_a_section_s_effects_are_those_of_patching_its_nodes_together(model, task, sections):
     used = task.train[:96]
     for s in sections:
-        there = capture(model, used.counterfactual(s.attribute).prompts, s.nodes)
-        metric = used.metric(s.attribute)
-        clean, patched = run(model, used.prompts, metric), run(model, used.prompts, metric, there)
-        assert s.effect.value == pytest.approx(((patched - clean).mean() / clean.mean()).item(), abs=1e-5)
+        assert s.effect.value == pytest.approx(effect_of_patching(model, used, s), abs=1e-5)
         assert s.curve[len(s.nodes)] == s.effect and max(s.curve) == 16 and list(s.curve) == sorted(s.curve)
 
 
 def test_what_was_found_is_measured_on_prompts_that_had_no_part_in_the_search(model, task, sections):
     judges = task.test[:96]
     for s in sections:
-        there = capture(model, judges.counterfactual(s.attribute).prompts, s.nodes)
-        metric = judges.metric(s.attribute)
-        clean, patched = run(model, judges.prompts, metric), run(model, judges.prompts, metric, there)
-        assert s.held_out.value == pytest.approx(((patched - clean).mean() / clean.mean()).item(), abs=1e-5)
+        assert s.held_out.value == pytest.approx(effect_of_patching(model, judges, s), abs=1e-5)
         assert s.held_out.n == 96 and s.held_out != s.effect
         assert f"{s.effect} in training, {s.held_out.value:.2f} held out;" in str(s)
     table = sections.table()

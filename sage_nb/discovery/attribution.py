@@ -19,8 +19,9 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.activations import HEAD_SITES, SITES, Look, Metric, Node, Prompts, capture, differentiate, run_each
-from ..core.attention import Attention, n_heads
+from ..core.activations import (
+    HEAD_SITES, SITES, Look, Metric, Node, Prompts, capture, differentiate, n_heads, run_each)
+from ..core.attention import Attention
 from ..core.intervals import intervals
 from ..core.models import require_model
 from ..tasks.items import chosen_names, whole_number

@@ -42,13 +42,10 @@ from ..saes.codes import SparseSAE
 from ..saes.fidelity import loss_recovered, next_token_loss, sae_inputs, variance_explained_by
 from ..saes.sets import load_saes
 from ..tasks.builtin import FACTS, FEMALE, LISTS, MALE, NAMES, NOUNS, OBJECTS, PLACES, RECIPES, THINGS
-from ..tasks.templates import Picker
+from ..tasks.templates import POOLS, Picker
 from ..tasks.task import load_task
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #fbfa4a58
-_POOLS = ("all", "seen", "unseen")
-
-
 def task_sentence(
     name: str,  # a built-in task
     rng: random.Random,
@@ -56,7 +53,7 @@ def task_sentence(
 ) -> str:
     "A prompt of the task, its answer, and a full stop."
     if name not in RECIPES: raise ValueError(f"task {name!r} is not built in (has {', '.join(RECIPES)})")
-    if pool not in _POOLS: raise ValueError(f"pool={pool!r} is not one of {', '.join(_POOLS)}")
+    if pool not in POOLS: raise ValueError(f"pool={pool!r} is not one of {', '.join(POOLS)}")
     recipe = RECIPES[name]
     template = rng.randrange(len(recipe.templates))
     example = recipe.render(recipe.templates[template], recipe.sample(Picker(rng, template, pool), recipe.lexicon))

@@ -192,18 +192,29 @@ def _fit_table(figures: dict[str, pd.DataFrame], forced: Iterable[str]) -> pd.Da
 
 def _admitted(sets: Sequence[SAESet], figures: dict[str, pd.DataFrame], force: bool) -> list[SAESet]:
     "The sets that are scored; an error if none is left."
-    refused, wrong = {}, []
+    refused = {}
     for saes in sets:
         table = figures[saes.name]
         finite = table["variance explained"].notna().all()
         if worst_verdict(table["verdict"]) != "refused" or force and finite: continue
         bad = table[table["verdict"] == "refused"]
         refused[saes.name] = "; ".join(f"{place}: {cause}" for place, cause in bad["cause"].items())
-        wrong.append(f"{saes.name} is refused ({refused[saes.name]})")
     admitted = [saes for saes in sets if saes.name not in refused]
     if admitted: return admitted
-    raise ValueError(f"no SAEs are left to evaluate: {'; '.join(wrong)}. "
+    wrong = "; ".join(f"{name} is refused ({causes})" for name, causes in refused.items())
+    raise ValueError(f"no SAEs are left to evaluate: {wrong}. "
                      "force=True scores what gives finite numbers, and says so in the report")
+
+
+def _looked_at(
+    model, task: Task, sections: CrossSections, given: Sequence[SAESet], settings: Settings, force: bool,
+) -> tuple[dict[str, pd.DataFrame], list[SAESet]]:
+    "By set, the fit of its SAEs; and the sets that are scored, of each the SAEs that the sections need."
+    nodes, route = [node for section in sections for node in section.nodes], settings.projection.route
+    figures = {saes.name: check_saes(model, task, saes, nodes, route) for saes in given}
+    admitted = [_needed(saes, nodes, route) for saes in _admitted(given, figures, force)]
+    for saes in admitted: projection_plan(model, task.test.prompts, nodes, saes, settings.projection)
+    return figures, admitted
 
 # %% ../../nbs/7_report/74_evaluation.ipynb #6404c0ae
 def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESet], settings: Settings) -> None:
@@ -288,10 +299,7 @@ def evaluate(
     settings = Settings.of(tests, ProjectionSettings(scale, pattern, route), ks, criteria, batch_size)
     if not len(sections): raise ValueError(f"there is no cross-section to evaluate on: {'; '.join(sections.missing())}")
     truth.require(model, task)
-    given, nodes = _given(saes), [node for s in sections for node in s.nodes]
-    figures = {s.name: check_saes(model, task, s, nodes, route) for s in given}
-    sets = [_needed(s, nodes, route) for s in _admitted(given, figures, force)]
-    for s in sets: projection_plan(model, task.test.prompts, nodes, s, settings.projection)
+    figures, sets = _looked_at(model, task, sections, _given(saes), settings, force)
     l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
     tried, in_order = [*baselines(model, task, sets, l0, twins), *sets], list(l0) if order_by_f1 else []
     about = _provenance(model, task, sections, truth, settings)

@@ -116,6 +116,8 @@ class SageReport:
         return "\n".join([f"SAGE scorecard: {task} on {model}, {counted}{partial}", card.to_string(), *self.notes])
 
     __repr__ = __str__
+
+
 def _shown(value) -> str:
     if isinstance(value, str): return value
     return "–" if pd.isna(value) else f"{value:.2f}"
@@ -224,12 +226,17 @@ def _columns(frame: pd.DataFrame) -> dict[str, list]:
 @patch
 def to_json(self: SageReport) -> str:
     "The report as JSON, with its schema version; the evidence is in a file of its own."
+    return _to_json(self, _evidence_bytes(self))
+
+
+def _to_json(report: SageReport, numbers: bytes) -> str:
+    "The report as JSON, beside a file with the numbers of its evidence."
     evidence = {}
-    for name, some in self.evidence.items():
+    for name, some in report.evidence.items():
         evidence[name] = [{"section": e.section, "measure": e.measure, "ks": e.ks} for e in some]
-    data = {"schema": SCHEMA, **{name: _columns(getattr(self, name)) for name in _FRAMES},
-            "settings": self.settings, "notes": self.notes, "evidence": evidence,
-            "evidence_sha256": hashlib.sha256(_evidence_bytes(self)).hexdigest()}
+    data = {"schema": SCHEMA, **{name: _columns(getattr(report, name)) for name in _FRAMES},
+            "settings": report.settings, "notes": report.notes, "evidence": evidence,
+            "evidence_sha256": hashlib.sha256(numbers).hexdigest()}
     return json.dumps(data, indent=1, default=str, allow_nan=False)
 
 
@@ -290,8 +297,12 @@ def load(
 @patch
 def require_place(self: SageReport, folder: str | Path) -> None:
     "An error if the folder holds the report of another evaluation, which saving would overwrite."
-    if not (Path(folder) / "report.json").exists(): return
-    there = _load(folder).settings
+    path = Path(folder) / "report.json"
+    if not path.exists(): return
+    try: there = _read_json(path)["settings"]
+    except ValueError as error:
+        raise FileExistsError(f"{str(folder)!r} holds a report that cannot be read ({error}): take another folder, "
+                              "or save with overwrite=True") from None
     try: check_same_frame(self.settings, there)
     except ValueError as error:
         model, task = there["model"]["name"], there["task"]["name"]
@@ -313,8 +324,9 @@ def save(
     "Write report.json, evidence.safetensors, table.csv and a self-contained report.html."
     folder = make_folder(folder)
     if not overwrite: self.require_place(folder)
-    _write(folder / "evidence.safetensors", _evidence_bytes(self))
-    _write(folder / "report.json", self.to_json())
+    numbers = _evidence_bytes(self)
+    _write(folder / "evidence.safetensors", numbers)
+    _write(folder / "report.json", _to_json(self, numbers))
     _write(folder / "table.csv", self.table.to_csv(index=False))
     if page: _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
     return folder / "report.html"

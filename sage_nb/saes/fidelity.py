@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +41,7 @@ def _judged(
 ) -> Float[Tensor, "token d"]:
     "Of the activations of a place, those that an SAE is judged on; heads side by side."
     if place.position is not None: return x.flatten(1)
-    token = torch.arange(prompts.tokens.shape[1])
-    up_to_end = token <= prompts.index("END")[:, None]
-    return x.flatten(2)[(up_to_end & (token >= first)).to(x.device)]
+    return x.flatten(2)[prompts.until_end(first).to(x.device)]
 
 
 def sae_inputs(
@@ -128,12 +127,13 @@ def splice_losses(
     sae: SparseSAE,
     ablation: Float[Tensor, "d_in"],  # what takes the activation's place in the run that counts as 0; the mean, say
     batch_size: int = 64,
+    clean: float | None = None,  # loss of the prompts as they are, where it is known; the same for all SAEs
 ) -> Losses:
     "The losses by which an SAE's reconstruction is judged."
     def constant(x):
         if ablation.shape == x.shape[-1:]: return ablation.expand_as(x)
         raise ValueError(f"ablation {tuple(ablation.shape)} must be one vector of the width of {place}, {x.shape[-1]}")
-    clean = next_token_loss(model, prompts, batch_size=batch_size)
+    if clean is None: clean = next_token_loss(model, prompts, batch_size=batch_size)
     ablated = next_token_loss(model, prompts, place, constant, batch_size)
     return Losses(clean, ablated, next_token_loss(model, prompts, place, sae.reconstruct, batch_size))
 
@@ -206,6 +206,7 @@ def _other_start(model, prompts: Prompts) -> Prompts | None:
     return Prompts(tokens, {role: index + 1 for role, index in positions.items()})
 
 
+# %% ../../nbs/5_saes/55_fidelity.ipynb #dd94c8fe
 @dataclass(frozen=True)
 class _Trial:
     "The activations of some prompts at all places that SAEs of a kind may be meant for."
@@ -221,6 +222,11 @@ class _Trial:
         acts = capture(model, prompts, wanted, batch_size)
         inputs = {node: _judged(x, prompts, node, _first(model)) for node, x in acts.items()}
         return cls(model, prompts, inputs, batch_size)
+
+    @cached_property
+    def clean(self) -> float:
+        "Next-token loss of the prompts as they are, in nats."
+        return next_token_loss(self.model, self.prompts, batch_size=self.batch_size)
 
     def started_otherwise(self, place: Node) -> Float[Tensor, "token d"] | None:
         "The activations of the prompts with <bos>, or without it."
@@ -377,8 +383,9 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
     if sae.d_in != x.shape[1]:
         text = f"takes activations of width {sae.d_in}, and this model holds {x.shape[1]} here: it is of another model"
         return _Fit(nothing, [Finding("refused", text), *_otherwise_made(trial.model, sae.metadata)])
-    try: codes, x_hat = sae.encode(x), sae.reconstruct(x)
+    try: codes = sae.encode(x)
     except ValueError as error: return _Fit(nothing, [Finding("refused", str(error))])  # it gives no codes here
+    x_hat = sae.decode(codes).to(x.device)
     explained, broken = _share_explained(x, x_hat), list(_broken(codes, x_hat))
     figures = nothing | {"variance explained": explained, "L0": codes.l0}
     if broken: return _Fit(figures, broken)
@@ -386,7 +393,7 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
     findings += _unlike_card(codes.l0, expected["L0"], limits)
     findings += _misplaced(best_alternative(trial, place, sae), explained, limits)
     if place.position is None and place.head is None:
-        losses = splice_losses(trial.model, trial.prompts, place, sae, x.mean(0), trial.batch_size)
+        losses = splice_losses(trial.model, trial.prompts, place, sae, x.mean(0), trial.batch_size, trial.clean)
         figures["loss recovered"] = losses.recovered
         findings += _lost(losses, expected["loss recovered"], limits)
     return _Fit(figures, [*findings, *_otherwise_made(trial.model, sae.metadata)])

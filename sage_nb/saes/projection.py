@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from einops import einsum
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ..core.activations import Node, Prompts, capture
-from ..core.attention import Attention, key_head, n_heads
+from ..core.activations import Node, Prompts, capture, n_heads
+from ..core.attention import Attention, key_head
 
 # %% ../../nbs/5_saes/57_projection.ipynb #132bb1f7
 @dataclass(frozen=True)
@@ -231,12 +231,6 @@ def claimed(
     return true("resid_post") - true("resid_pre") - true("attn_out")
 
 # %% ../../nbs/5_saes/57_projection.ipynb #35cd1813
-def _read_tokens(model, prompts: Prompts) -> Bool[Tensor, "prompt pos"]:
-    "The tokens after <bos>, up to END."
-    token = torch.arange(prompts.tokens.shape[1])
-    return (token >= int(model.cfg.default_prepend_bos)) & (token <= prompts.index("END")[:, None])
-
-
 def _off(ours: Float[Tensor, "token ... d"], theirs: Float[Tensor, "token ... d"]) -> float:
     "The largest relative distance, of the heads where there are some."
     ours, theirs = ours.double(), theirs.double()
@@ -254,7 +248,7 @@ def identity_errors(
     "How far each claim is from what the model holds: 0 is exact, 1 as far as a claim of 0 would be."
     claims = list(claims)
     acts = capture(model, prompts, [node for site, layer in claims for node in _needs(model, site, layer)])
-    errors, kept = {}, _read_tokens(model, prompts)
+    errors, kept = {}, prompts.until_end(first=int(model.cfg.default_prepend_bos))
     for site, layer in claims:
         ours, theirs = claimed(model, site, layer, acts), acts[Node(site, layer)]
         here = kept.to(theirs.device)

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core.activations import HEAD_SITES, Node, Prompts, capture
-from ..core.attention import Attention, key_head, n_heads
+from ..core.activations import HEAD_SITES, Node, Prompts, capture, n_heads
+from ..core.attention import Attention, key_head
 from .codes import Codes, SparseSAE
 from .projection import Projection, Reader, Selection, Writer, require_identity
 from .routes import ROUTES, Share, node_shares

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
-from ..core.activations import HEAD_SITES, Node
-from ..core.attention import n_heads
+from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
 from ..core.models import EMBEDDED
 from .adapters import (
