@@ -13,14 +13,14 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE ?= disabled
 # nothing here downloads a model, except in the targets where you ask for one; HF_HUB_OFFLINE=0 lifts it
-demo test slow notebooks docs: export HF_HUB_OFFLINE ?= 1
+demo test slow test-tl4 notebooks docs: export HF_HUB_OFFLINE ?= 1
 # the embedded models are so small that a second thread gains nothing, and loses much when the core is wanted elsewhere
-demo test slow notebooks bench: export OMP_NUM_THREADS ?= 1
+demo test slow test-tl4 notebooks bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test slow export notebooks readme docs lab bench zoo wheel clean
+.PHONY: help demo test slow test-tl4 export notebooks readme docs lab bench zoo wheel clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 $(ENV): requirements-dev.txt setup.py settings.ini
 	@"$(PYTHON)" -c "$(NEW_ENOUGH)" 2>/dev/null || { \
@@ -53,6 +53,15 @@ slow: $(ENV) ## what `make test` leaves out because it takes long: cells and tes
 	@$(BIN)/nbdev_test --flags slow --n_workers 2
 	@printf '\n== slow tests ==\n'
 	@$(PY) -m pytest -q -m slow tests || [ $$? -eq 5 ]  # 5: no test is flagged slow
+
+TL4 := .venv-tl4
+test-tl4: $(ENV) ## tests with TransformerLens 4 and without sae_lens, in an environment of their own, .venv-tl4
+	@test -x $(TL4)/bin/python || $(PY) -m venv $(TL4)
+	@$(TL4)/bin/python -m pip install -qq --disable-pip-version-check $$(grep '^torch==' requirements-dev.txt)
+	@sed -e 's/^transformer_lens==.*/transformer_lens==4.3.0/' -e '/^sae_lens==/d' requirements-dev.txt > $(TL4)/requirements.txt
+	@$(TL4)/bin/python -m pip install -qq --disable-pip-version-check -r $(TL4)/requirements.txt
+	@$(TL4)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(TL4)/bin/python -m pytest -q --noconftest tests/tl4
 
 export: $(ENV) ## write sage_nb/*/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging as hf_logging
 
@@ -93,7 +92,7 @@ def load_model(
     name,  # an embedded model, a folder in Hugging Face format, a name on the hub, or a TransformerLens model
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> HookedTransformer | TransformerBridge:
+) -> TransformerBridge:  # or the HookedTransformer that was given
     "A frozen TransformerLens model, its weights as trained."
     if hasattr(name, "hook_dict") and hasattr(name, "cfg"): return name
     _check_request(name, device, dtype)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from dis import opname
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from traceback import print_exc, walk_tb
@@ -402,9 +402,14 @@ def _usage():
                       "\n-V prints the version, --version also those of Python and of what results depend on"])
 
 
+def _version(package: str) -> str:
+    try: return version(package)
+    except PackageNotFoundError: return "is not installed"
+
+
 def _versions():
     "What `sage_nb --version` shows."
-    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    packages = [f"{name} {_version(name)}" for name in _PACKAGES]
     return "\n".join([f"sage_nb {sage_nb.__version__}", f"python {sys.version.split()[0]}", *packages])
 
 

@@ -11,7 +11,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -120,6 +120,11 @@ def _about(saes: SAESet, figures: pd.DataFrame) -> dict:
             "fit": worst_verdict(figures["verdict"])}
 
 
+def _version(package: str) -> str | None:
+    try: return version(package)
+    except PackageNotFoundError: return None  # own SAEs need no sae_lens
+
+
 def _provenance(model, task: Task, sections: CrossSections, truth: Dictionaries, settings: Settings) -> dict:
     "What was evaluated on, and with what."
     packages = ("sage_nb", "torch", "transformer_lens", "sae_lens", "transformers", "numpy")
@@ -134,7 +139,7 @@ def _provenance(model, task: Task, sections: CrossSections, truth: Dictionaries,
         "certificate": asdict(settings.criteria), "projection": asdict(settings.projection),
         "tests": list(settings.tests), "ks": list(settings.ks),
         "intervals": {"level": 0.95, "resamples": 2000, "seed": 0},
-        "versions": {p: version(p) for p in packages} | {"python": platform.python_version()}}
+        "versions": {p: _version(p) for p in packages} | {"python": platform.python_version()}}
 
 # %% ../../nbs/7_report/74_evaluation.ipynb #4ed335c3
 def _needed(saes: SAESet, nodes: Sequence[Node], route: str) -> SAESet:

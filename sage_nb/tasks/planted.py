@@ -12,7 +12,6 @@ from itertools import product
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from ..core.activations import Node
 from ..core.models import load_model
@@ -57,7 +56,7 @@ def _circuit() -> dict[str, frozenset[Node]]:
 @dataclass(frozen=True)
 class Planted:
     "A hand-written model, its task, and the truth about it."
-    model: HookedTransformer
+    model: object  # a HookedTransformer
     recipe: Recipe
     circuit: dict[str, frozenset[Node]]  # attribute -> the nodes that carry it to the answer
 
@@ -69,7 +68,7 @@ class Planted:
 class _Weights:
     "The weights of a transformer, all 0 at first, and how a head is written into them."
 
-    def __init__(self, model: HookedTransformer, n_words: int):
+    def __init__(self, model, n_words: int):
         self.tensors = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
         widths = {"word": n_words, "place": len(_PLACES), "note": n_words, "answer": n_words, "junk": n_words}
         self.part, start = {}, 0  # name -> slice of d_model
@@ -125,6 +124,19 @@ def _write_decoy(weights, head, leak, generator):
     weights.write(head, "junk")
     weights.write(head, "answer", leak)
 
+# %% ../../nbs/2_tasks/25_planted.ipynb #235271fd
+def _attention_only(n_words: int, d_vocab: int):
+    "A HookedTransformer of two layers of attention, wide enough for the parts of the stream."
+    try: from transformer_lens import HookedTransformer, HookedTransformerConfig  # TransformerLens 4 has neither
+    except ImportError as error:
+        raise ImportError("the planted circuit is a HookedTransformer, which this TransformerLens does not have: "
+                          "install 'transformer_lens<4'") from error
+    return HookedTransformer(HookedTransformerConfig(
+        n_layers=2, d_model=4 * n_words + len(_PLACES), n_ctx=len(_PLACES), n_heads=4, d_head=n_words,
+        d_vocab=d_vocab, attn_only=True, normalization_type=None, use_attn_scale=False, default_prepend_bos=True,
+        seed=0,
+    ))
+
 # %% ../../nbs/2_tasks/25_planted.ipynb #155c6b52
 def planted_circuit(
     sharpness: float = 15.0,  # attention score of the token that a head of the circuit looks at; the others have 0
@@ -138,11 +150,7 @@ def planted_circuit(
     tokenizer, generator = load_model("tiny-gpt2").tokenizer, torch.Generator().manual_seed(seed)
     words = [*_FIRST, *_SECOND, *_THINGS, *_VERBS, *_WHICH]
     ids = [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
-    model = HookedTransformer(HookedTransformerConfig(
-        n_layers=2, d_model=4 * len(words) + len(_PLACES), n_ctx=len(_PLACES), n_heads=4, d_head=len(words),
-        d_vocab=len(tokenizer), attn_only=True, normalization_type=None, use_attn_scale=False, default_prepend_bos=True,
-        seed=0,
-    ))
+    model = _attention_only(len(words), len(tokenizer))
     model.tokenizer, model.cfg.model_name = tokenizer, "planted"
 
     weights = _Weights(model, len(words))
