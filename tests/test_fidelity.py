@@ -141,8 +141,11 @@ def test_trained_sets_are_good_at_their_own_places(models, tasks, name, task_nam
     assert len(fit) == len(saes.saes) and set(fit.verdict) == {"good"}, fit.to_string()
 
 
+def trained_but_slow(*fast): return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in TRAINED]
+
+
 @pytest.mark.parametrize("task_name", TASKS)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", trained_but_slow("tiny-gpt2-res-topk", "tiny-gemma-res-jumprelu"))
 def test_no_trained_sae_is_good_at_the_place_of_another(models, tasks, name, task_name):
     model, saes = models[model_of(name)], load_saes(name)
     task, verdicts = tasks(model_of(name), task_name), []

@@ -133,9 +133,10 @@ def test_a_value_lies_in_its_own_interval_whatever_the_score(x, line):
     scores = {"mean": lambda m: m, "folded": lambda m: 1 - (m - line).abs(), "clipped": lambda m: m.clamp(0, 1),
               "passes": lambda m: (m >= line).double(), "square": lambda m: m * m}
     for name, (e,) in intervals(x, scores, n_resamples=40).items(): assert e.lo <= e.value <= e.hi, name
-    outside = estimates(torch.tensor([102.0]), 81 + 18 * torch.rand(500, 1), 30)[0]
+    resamples = torch.linspace(81, 99, 500)[:, None]
+    outside = estimates(torch.tensor([102.0]), resamples, 30)[0]
     assert outside.lo < 82 and outside.hi == 102  # no resample reaches further
-    free = estimates(torch.tensor([102.0]), 81 + 18 * torch.rand(500, 1), 30, within=(0, 120))[0]
+    free = estimates(torch.tensor([102.0]), resamples, 30, within=(0, 120))[0]
     assert free.hi == 120 and free.lo < 82  # the mirror image of 81 is 123, and 120 is all that there can be
 
 
