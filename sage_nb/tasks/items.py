@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['Counterfactuals', 'Item', 'about', 'whole_number', 'proportion', 'chosen_names', 'check_items', 'usable_words',
-           'any_text', 'items_from_recipe', 'TokenIndex', 'items_from_rows', 'rows_from_frame']
+           'items_from_recipe', 'TokenIndex', 'items_from_rows', 'rows_from_frame']
 
 # %% ../../nbs/2_tasks/23_items.ipynb #d4234743
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import NamedTuple
 
 import pandas as pd
 
 from .templates import POOLS, Example, Picker, Recipe
-from .tokens import Reader, WordRules, parts
+from .tokens import TokenReader, WordRules, parts
 
 # %% ../../nbs/2_tasks/23_items.ipynb #f79b8b02
 @dataclass(frozen=True)
@@ -180,13 +180,21 @@ def check_items(
 @dataclass(frozen=True)
 class _Fits:
     "Whether pieces of text, written together, are words of few enough tokens."
-    reader: Reader
+    reader: TokenReader
     rules: WordRules
+    known: dict = field(default_factory=dict)  # pieces -> why they do not fit; empty if they do
 
     def __call__(self, *pieces: str) -> bool:
-        try: cut = parts(self.reader, *pieces)
-        except ValueError: return False
-        return all(self.rules.word_tokens is None or len(ids) <= self.rules.word_tokens for ids in cut)
+        if pieces not in self.known: self.known[pieces] = self._refusal(pieces)
+        return not self.known[pieces]
+
+    def _refusal(self, pieces) -> str:
+        try: longest = max(len(ids) for ids in parts(self.reader, *pieces))
+        except ValueError as error: return str(error)
+        if self.rules.word_tokens is None or longest <= self.rules.word_tokens: return ""
+        return f"{'+'.join(pieces)} has a part of {longest} tokens"
+
+    def first_refusal(self) -> str: return next(filter(None, self.known.values()), "")
 
 
 def _words(entry) -> tuple[str, ...]: return (entry,) if isinstance(entry, str) else tuple(entry)
@@ -213,7 +221,7 @@ def _lengths(reader, entries) -> str:
 
 def usable_words(
     recipe: Recipe,
-    reader: Reader,  # of the model's tokenizer
+    reader: TokenReader,  # of the model's tokenizer
     rules: WordRules = WordRules(),  # how many tokens a word may have
 ) -> tuple[dict[str, tuple], dict[str, str]]:
     "The recipe's words that fit the rules with this tokenizer, and what is left of each list, as text."
@@ -223,20 +231,16 @@ def usable_words(
         else: kept = _told_apart(reader, [entry for entry in entries if all(map(fits, _words(entry)))])
         lexicon[kind], left[kind] = kept, f"{len(kept)} of {len(entries)}"
         if len(kept) < recipe.least:
-            refused = _lengths(reader, [entry for entry in entries if entry not in kept])
+            refused = [entry for entry in entries if entry not in kept]
+            why = fits.first_refusal() if recipe.usable else f"refused: {_lengths(reader, refused)}"
             raise ValueError(f"task {recipe.name!r} needs {recipe.least} {kind} that are {rules.limit}; this tokenizer "
-                             f"leaves {left[kind]} (refused: {refused}); allow more with word_tokens, or give others")
+                             f"leaves {left[kind]} ({why}); allow more with word_tokens, or give others")
         if rules.word_tokens != 1: left[kind] += f": {_lengths(reader, kept)}"
     return lexicon, left
 
 # %% ../../nbs/2_tasks/23_items.ipynb #80f0388f
 _LEAST_DRAWS, _DRAWS_PER_TURN = 1000, 20  # without anything new
-_EDITS = 64  # draws of an edit, before it is given up
-
-
-def any_text(example: Example, prompt: Example | None = None) -> bool:
-    "Every text fits, as a prompt and as the counterfactual of one."
-    return True
+_REPEATED = 10  # draws of an edit in a row that brought a known text, before it is given up
 
 
 @dataclass(frozen=True)
@@ -251,11 +255,13 @@ class _Drawer:
 
     def edited(self, edit, v, template, example) -> tuple[dict, Example] | None:
         "The variables after an edit, and the prompt with them; none if no draw of the edit fits."
-        pick = Picker(self.rng, template)
-        for _ in range(_EDITS):
+        pick, known, repeated = Picker(self.rng, template), set(), 0
+        while repeated < _REPEATED:
             other = edit(v, pick, self.lexicon)
             changed = self.render(template, other)
-            if self.fits(changed, example): return other, changed
+            repeated = repeated + 1 if changed.text in known else 0
+            if not repeated and self.fits(changed, example): return other, changed
+            known.add(changed.text)
         return None
 
     def item(self, template, seen, known) -> Item | None:
@@ -303,7 +309,7 @@ def items_from_recipe(
     seed: int = 0,
     pool: str = "all",  # "seen"/"unseen": words that the embedded models met, or never met, with the template
     held_out: float = 1 / 3,  # share of templates kept for judging
-    fits: Callable[[Example, Example | None], bool] = any_text,  # of a prompt, or of a counterfactual and its prompt
+    fits: Callable[[Example, Example | None], bool] | None = None,  # (prompt, None), or (counterfactual, prompt)
 ) -> list[Item]:
     "Different prompts of a recipe."
     n, seed = whole_number("n", n, least=2), whole_number("seed", seed, least=0)
@@ -312,7 +318,7 @@ def items_from_recipe(
     rng, templates = random.Random(seed), range(len(recipe.templates))
     if pool == "all" and len(templates) < 2:
         raise ValueError(f"recipe {recipe.name!r} has {len(templates)} templates; give at least 2, one to hold out")
-    draw = _Drawer(recipe, lexicon, rng, pool, fits)
+    draw = _Drawer(recipe, lexicon, rng, pool, fits or (lambda example, prompt: True))
     if pool != "all": return _split_rows(draw.items(templates, n), held_out, rng)
     first = min(max(round(len(templates) * (1 - held_out)), 1), len(templates) - 1)
     items = draw.items(templates[:first], round(n * first / len(templates)))

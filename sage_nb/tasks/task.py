@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from .builtin import RECIPES
 from .items import Counterfactuals, Item, TokenIndex, about, check_items, chosen_names, whole_number
 from .items import items_from_recipe, items_from_rows, rows_from_frame, usable_words
 from .templates import Example, Recipe
-from .tokens import Reader, Tokens, WordRules, following
+from .tokens import TokenReader, Tokens, WordRules, following
 
 # %% ../../nbs/2_tasks/24_task.ipynb #72ac89a3
 @dataclass(frozen=True)
@@ -193,12 +193,18 @@ def _within(role, index, tokens) -> int:
 @dataclass(frozen=True)
 class _Encoder:
     "How the texts of a task become tokens."
-    reader: Reader
+    reader: TokenReader
     roles: tuple[str, ...]
     rules: WordRules
+    made: dict = field(default_factory=dict)  # what was made of an example before
 
     def prompt(self, example: Example, like: _Encoded | None = None) -> _Encoded:
         "An example as tokens; a role that has no place of its own stands where it does in `like`."
+        key = example.text, *sorted(example.spans.items()), *(like.places.items() if like else ())
+        if key not in self.made: self.made[key] = self._prompt(example, like)
+        return self.made[key]
+
+    def _prompt(self, example, like):
         tokens, places, lengths = self.reader.read(example.text), {}, {}
         for role in self.roles:
             slot, _, shift = role.partition("+")
@@ -228,7 +234,7 @@ class _Encoder:
         raise ValueError(f"answer {example.answer!r} and distractor {example.distractor!r} of prompt {example.text!r} "
                          f"{are} the same token; give another distractor")
 
-# %% ../../nbs/2_tasks/24_task.ipynb #fe036584
+# %% ../../nbs/2_tasks/24_task.ipynb #84af1469
 def _check_edit(other: Example, there: _Encoded, example: Example, prompt: _Encoded):
     if len(there.ids) != len(prompt.ids):
         raise ValueError(f"counterfactual {other.text!r} has {len(there.ids)} tokens, its prompt {example.text!r} "
@@ -275,8 +281,8 @@ def _tokenizer_of(model):
     if prepends and bos is None:
         raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and its tokenizer has none; {remedy}")
     if prepends and bos >= _vocabulary(model):
-        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and {tokenizer.bos_token!r}, which stands "
-                         f"for it, is token {bos} of a model that knows {_vocabulary(model)}; {remedy}")
+        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and {tokenizer.bos_token!r}, which "
+                         f"stands for it, is token {bos} of a model that knows {_vocabulary(model)}; {remedy}")
     return tokenizer
 
 
@@ -335,7 +341,7 @@ def build_task(
 
 def _encoder(model, positions, rules) -> _Encoder:
     positions = [positions] if isinstance(positions, str) else positions
-    return _Encoder(Reader(_tokenizer_of(model)), tuple(dict.fromkeys([*positions, "END"])), rules)
+    return _Encoder(TokenReader(_tokenizer_of(model)), tuple(dict.fromkeys([*positions, "END"])), rules)
 
 
 def _word_lengths(rows) -> dict[str, list[int]]:
@@ -611,7 +617,8 @@ def task_from_json(
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
         raise ValueError(f"{path} has no 'rows': give {{\"name\": …, \"rows\": […]}}")
-    return task_from_rows(data["rows"], model, str(data.get("name", path.stem)), word_position=word_position, answers=answers)
+    name = str(data.get("name", path.stem))
+    return task_from_rows(data["rows"], model, name, word_position=word_position, answers=answers)
 
 
 def task_from_frame(
