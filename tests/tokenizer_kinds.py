@@ -20,7 +20,7 @@ Budapest Lisbon doctor doctors glass strike third""".split())
 TIKTOKEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
             r"\s*[\r\n]+|\s+(?!\S)|\s+")  # how Llama 3 (up to three digits a token) and Qwen (one) split a text
 CHAT = "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ m.content }}<|eot_id|>{% endfor %}"
-SIZE = 2000  # words of a vocabulary, at most
+SIZE = 3000  # words of a vocabulary, at most
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
 
@@ -40,8 +40,8 @@ def corpus():
     return [" ".join(w for w in line.split(" ") if w.strip(".,:") not in RARE) for line in lines]
 
 
-def trained(tokenizer, trainer, **special):
-    tokenizer.train_from_iterator(corpus(), trainer)
+def trained(tokenizer, trainer, more=(), **special):
+    tokenizer.train_from_iterator([*corpus(), *more], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
@@ -71,7 +71,8 @@ def llama3():
     special = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"]
     tokenizer, trainer = _tiktoken("1,3", special)
     tokenizer.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", None, [(special[0], 0)])
-    return trained(tokenizer, trainer, bos_token=special[0], eos_token=special[1], chat_template=CHAT)
+    numbers = [f"a{i:03d}" for i in range(1000) for _ in range(3)]  # each is a token
+    return trained(tokenizer, trainer, numbers, bos_token=special[0], eos_token=special[1], chat_template=CHAT)
 
 
 def qwen():
@@ -84,7 +85,7 @@ def _sentencepiece():
     "Words and merges in the manner of SentencePiece, with a token for each digit and, as a fallback, for each byte."
     tokenizer = Tokenizer(models.BPE())
     space, digits = pre_tokenizers.Metaspace(prepend_scheme="never"), pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([space, digits])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([space, digits, pre_tokenizers.Punctuation()])
     tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=SIZE, min_frequency=3, show_progress=False))
     model = json.loads(tokenizer.to_str())["model"]
     words = ["<unk>", "<bos>", "<eos>", "<pad>", *BYTES, *sorted(model["vocab"], key=model["vocab"].get)]

@@ -215,7 +215,7 @@ def _told_apart(reader, entries) -> tuple:
 
 def _lengths(reader, entries) -> str:
     counts = sorted(Counter(_tokens_of(reader, entry) for entry in entries).items())
-    return ", ".join(f"{n} of {length} token{'s' * (length > 1)}" if length else f"{n} not cut from their neighbours"
+    return ", ".join(f"{n} of {length} token{'s' * (length > 1)}" if length else f"{n} unknown or merged with others"
                      for length, n in counts)
 
 
@@ -234,7 +234,8 @@ def usable_words(
             refused = [entry for entry in entries if entry not in kept]
             why = fits.first_refusal() if recipe.usable else f"refused: {_lengths(reader, refused)}"
             raise ValueError(f"task {recipe.name!r} needs {recipe.least} {kind} that are {rules.limit}; this tokenizer "
-                             f"leaves {left[kind]} ({why}); allow more with word_tokens, or give others")
+                             f"leaves {left[kind]} ({why}); "
+                             f"{'allow more with word_tokens, or ' if rules.word_tokens else ''}give others")
         if rules.word_tokens != 1: left[kind] += f": {_lengths(reader, kept)}"
     return lexicon, left
 

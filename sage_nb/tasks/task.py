@@ -234,7 +234,7 @@ class _Encoder:
         raise ValueError(f"answer {example.answer!r} and distractor {example.distractor!r} of prompt {example.text!r} "
                          f"{are} the same token; give another distractor")
 
-# %% ../../nbs/2_tasks/24_task.ipynb #84af1469
+# %% ../../nbs/2_tasks/24_task.ipynb #c558ec6d
 def _check_edit(other: Example, there: _Encoded, example: Example, prompt: _Encoded):
     if len(there.ids) != len(prompt.ids):
         raise ValueError(f"counterfactual {other.text!r} has {len(there.ids)} tokens, its prompt {example.text!r} "
@@ -280,9 +280,10 @@ def _tokenizer_of(model):
     remedy = "set model.cfg.default_prepend_bos = False, or tokenizer.bos_token"
     if prepends and bos is None:
         raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and its tokenizer has none; {remedy}")
-    if prepends and bos >= _vocabulary(model):
-        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and {tokenizer.bos_token!r}, which "
-                         f"stands for it, is token {bos} of a model that knows {_vocabulary(model)}; {remedy}")
+    made_up = prepends and (bos >= _vocabulary(model) or tokenizer.convert_ids_to_tokens(bos) != tokenizer.bos_token)
+    if made_up:
+        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and {tokenizer.bos_token!r} is none of "
+                         f"the tokens that it knows; {remedy}")
     return tokenizer
 
 
