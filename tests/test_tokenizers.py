@@ -1,4 +1,4 @@
-"""The eight tasks, and own ones, for tokenizers of each kind: which words are left, where roles stand, what is refused."""
+"""The eight tasks, and own ones, for tokenizers of each kind: the words that are left, roles, and what is refused."""
 import json
 import re
 import warnings
@@ -109,8 +109,8 @@ def test_a_tokenizer_that_leaves_too_few_words_is_told_how_many_of_which_lengths
 
 def test_merged_words_are_refused_with_what_they_are_merged_with(tasks):
     said = tasks("superwords", "ioi", word_tokens=None, answers="first")
-    assert re.search(r"refused 1000 drawn texts, such as: position 'IO': the word '\w+' is not cut from its neighbours in "
-                     r"'When .*: its tokens are '\w+ and '; name all of that", said)
+    assert re.search(r"refused 1000 drawn texts, such as: position 'IO': the word '\w+' is not cut from its neighbours "
+                     r"in 'When .*: its tokens are '\w+ and '; name all of that", said)
 
 
 # Roles
@@ -190,9 +190,9 @@ def test_counterfactuals_keep_the_length_and_the_role_of_each_prompt(kinds, task
 def test_every_value_of_the_right_length_is_drawn_about_equally_often(kinds):
     "An edit is drawn again until it fits; that must not favour a value."
     people = ["Mary", "John", "Anna", "Tom", "Karen", "Henry", "Susan"]
-    names = recipe_from_templates("names", [f"{{time}} {verb} {{x}} and" for verb in ("we saw", "they saw", "people saw")],
-                                  {"x": people, "time": ["Today", "Now", "Here", "Then", "Once"] * 1},
-                                  lambda v: f" {v['x']}", attributes=["x"])
+    templates = [f"{{time}} {verb} {{x}} and" for verb in ("we saw", "they saw", "people saw")]
+    words = {"x": people, "time": ["Today", "Now", "Here", "Then", "Once"]}
+    names = recipe_from_templates("names", templates, words, lambda v: f" {v['x']}", attributes=["x"])
     with pytest.warns(UserWarning, match="only .* distinct"):
         task = load_task(names, kinds("gpt2"), n=200, word_tokens=None, answers="first")
     reader = TokenReader(kinds("gpt2").tokenizer)
@@ -257,7 +257,7 @@ def test_a_bos_that_is_made_up_is_refused(tmp_path, special):
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     model = load_model(save_model(tmp_path, PreTrainedTokenizerFast(tokenizer_object=plain, **special)))
     model.cfg.default_prepend_bos = True
-    said = "prepends <bos> (cfg.default_prepend_bos), and '<|endoftext|>' is none of the tokens that it knows; set model"
+    said = "prepends <bos> (cfg.default_prepend_bos), and '<|endoftext|>' is none of the tokens that it knows; set"
     with pytest.raises(ValueError, match=re.escape(said)): load_task("ioi", model, n=N)
     model.cfg.default_prepend_bos = False
     with pytest.raises(ValueError, match="needs 6 names that are one token; this tokenizer leaves 0 of 32"):
@@ -296,14 +296,16 @@ def test_no_template_of_a_chat_is_applied(kinds):
 
 
 @pytest.mark.parametrize("kind,token", [
-    ("gpt2", "<|endoftext|>"), ("llama3", "<|eot_id|>"), ("gemma", "<bos>"), ("wordpiece", "[SEP]"), ("unigram", "<unk>")])
+    ("gpt2", "<|endoftext|>"), ("llama3", "<|eot_id|>"), ("gemma", "<bos>"), ("wordpiece", "[SEP]"),
+    ("unigram", "<unk>")])
 def test_words_that_are_special_tokens_are_refused(kinds, kind, token):
     rows = number_rows()
     rows[2]["prompt"] = rows[2]["prompt"].replace("Today", token)
     said = f"row 2: prompt '{token} after three and four comes' has '{token}', a special token of this tokenizer; write"
     with pytest.raises(ValueError) as error: task_from_rows(rows, kinds(kind))
     assert said in str(error.value)
-    named = recipe_from_templates("own", ["the {x} is", "a {x} is"], {"x": ["dog", "cat", token]}, lambda v: f" {v['x']}")
+    words = {"x": ["dog", "cat", token]}
+    named = recipe_from_templates("own", ["the {x} is", "a {x} is"], words, lambda v: f" {v['x']}")
     assert usable_words(named, TokenReader(kinds(kind).tokenizer))[0]["x"] == ("dog", "cat")
 
 
@@ -348,7 +350,7 @@ def test_words_that_a_tokenizer_cannot_tell_apart_are_one(kinds):
     assert bytes_[0]["x"] == ("May", "may", "dog", "Dog", "cat")
     rows = number_rows()
     rows[0]["counterfactuals"]["item"] |= {"prompt": "TODAY after one and two comes"}
-    with pytest.raises(ValueError, match="row 0: counterfactual .* are the same tokens for this tokenizer; give another"):
+    with pytest.raises(ValueError, match="row 0: counterfactual .* are the same tokens for this tokenizer; give"):
         task_from_rows(rows, kinds("wordpiece"))
 
 
@@ -369,8 +371,8 @@ def test_a_word_at_the_start_of_a_sentence_may_be_cut_otherwise(kinds, kind):
     assert 0 in longer.template.tolist()
     for made in (task, longer):
         for i, text in enumerate(made.texts):
-            index = int(made.prompts.index("x")[i]) + 1
-            assert model.tokenizer.decode(made.prompts.tokens[i][int(kind in BOS) : index]).endswith(made.attributes.x[i])
+            read = made.prompts.tokens[i][int(kind in BOS) : int(made.prompts.index("x")[i]) + 1]
+            assert model.tokenizer.decode(read).endswith(made.attributes.x[i]), text
 
 
 @pytest.mark.parametrize("kind", WORDLIKE)
@@ -381,11 +383,10 @@ def test_rows_of_a_table_are_a_task_for_every_kind(kinds, tmp_path, kind):
     task = load_task(path, model)
     words = [model.tokenizer.decode([ids[i]]).strip() for ids, i in zip(task.prompts.tokens, task.prompts.index("X"))]
     assert words == list(task.attributes["item"]) and len(task) == 15
-    rows = [row | {"positions": {"X": row["positions"]["X"][:2]}} for row in number_rows()[2:3]]
-    part = task_from_rows if rows[0]["prompt"].count("fo") == 1 else None
-    if part is None: return
-    with pytest.raises(ValueError, match="position 'X': the word 'fo' is not cut from its neighbours in"):
-        task_from_rows([*number_rows()[:2], *rows, *number_rows()[3:]], model)
+    rows = number_rows()
+    rows[2]["positions"]["X"] = "fo"
+    with pytest.raises(ValueError, match="row 2: position 'X': the word 'fo' is not cut from its neighbours in"):
+        task_from_rows(rows, model)
 
 
 def test_a_tokenizer_that_drops_what_it_does_not_know_is_found_out():

@@ -45,13 +45,17 @@ def trained(tokenizer, trainer, more=(), **special):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def _bpe_trainer(size=SIZE, **options):
+    return trainers.BpeTrainer(vocab_size=size, min_frequency=3, show_progress=False, **options)
+
+
 def _byte_pairs(split, special):
     "Bytes, as GPT-2 writes them, after a split by `split`."
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = split
     tokenizer.decoder, tokenizer.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return tokenizer, trainers.BpeTrainer(vocab_size=SIZE, min_frequency=3, show_progress=False, special_tokens=special, initial_alphabet=alphabet)
+    return tokenizer, _bpe_trainer(special_tokens=special, initial_alphabet=alphabet)
 
 
 def gpt2():
@@ -86,7 +90,7 @@ def _sentencepiece():
     tokenizer = Tokenizer(models.BPE())
     space, digits = pre_tokenizers.Metaspace(prepend_scheme="never"), pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([space, digits, pre_tokenizers.Punctuation()])
-    tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=SIZE, min_frequency=3, show_progress=False))
+    tokenizer.train_from_iterator(corpus(), _bpe_trainer())
     model = json.loads(tokenizer.to_str())["model"]
     words = ["<unk>", "<bos>", "<eos>", "<pad>", *BYTES, *sorted(model["vocab"], key=model["vocab"].get)]
     return {word: i for i, word in enumerate(words)}, [tuple(merge) for merge in model["merges"]]
@@ -155,20 +159,21 @@ def superwords():
     "Merges across spaces, as if `to the` were a word."
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.decoder = normalizers.Replace(" ", "▁"), decoders.Replace("▁", " ")
-    trainer = trainers.BpeTrainer(vocab_size=SIZE, min_frequency=3, show_progress=False, special_tokens=["<unk>", "<bos>"])
+    trainer = _bpe_trainer(special_tokens=["<unk>", "<bos>"])
     return trained(tokenizer, trainer, unk_token="<unk>", bos_token="<bos>")
 
 
 def characters():
     "Every letter is a token."
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    trainer = trainers.BpeTrainer(vocab_size=1, show_progress=False, special_tokens=["<unk>", "<bos>"])
+    trainer = _bpe_trainer(1, special_tokens=["<unk>", "<bos>"])
     return trained(tokenizer, trainer, unk_token="<unk>", bos_token="<bos>")
 
 
 KINDS = {make.__name__: make for make in (
     gpt2, llama3, qwen, llama2, metaspace, without_prefix, gemma, unigram, wordpiece, superwords, characters)}
-BOS = {"llama3", "llama2", "metaspace", "without_prefix", "gemma", "wordpiece", "superwords", "characters"}  # put before
+WITHOUT_BOS = {"gpt2", "qwen", "unigram"}  # all others begin with <bos>
+BOS = set(KINDS) - WITHOUT_BOS
 
 
 def save_model(folder, tokenizer):

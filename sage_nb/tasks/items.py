@@ -196,7 +196,7 @@ class _Fits:
 
     def first_refusal(self) -> str: return next(filter(None, self.known.values()), "")
 
-
+# %% ../../nbs/2_tasks/23_items.ipynb #9163c8c7
 def _words(entry) -> tuple[str, ...]: return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
@@ -291,7 +291,7 @@ class _Drawer:
             if item: items[item.key] = item
         return list(items.values())
 
-
+# %% ../../nbs/2_tasks/23_items.ipynb #ef990135
 def _split_rows(items, share, rng) -> list[Item]:
     "Hold out about this share of the items, each with values that earlier ones had."
     seen, result = set(), []
@@ -302,7 +302,7 @@ def _split_rows(items, share, rng) -> list[Item]:
         result.append(replace(item, held_out=held_out))
     return result
 
-# %% ../../nbs/2_tasks/23_items.ipynb #ef990135
+
 def items_from_recipe(
     recipe: Recipe,
     lexicon: dict[str, tuple],  # its usable words

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Tokens', 'TokenReader', 'parts', 'following', 'WordRules']
 
-# %% ../../nbs/2_tasks/20_tokens.ipynb #143724c2
+# %% ../../nbs/2_tasks/20_tokens.ipynb #0b33e36a
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral
 
-# %% ../../nbs/2_tasks/20_tokens.ipynb #6e0ce6dd
+# %% ../../nbs/2_tasks/20_tokens.ipynb #ad754562
 @dataclass(frozen=True)
 class Tokens:
     "A text as a tokenizer reads it, without <bos>."
@@ -42,7 +42,7 @@ class Tokens:
         raise ValueError(f"the word {piece!r} is not cut from its neighbours in {self.text!r}: its tokens are "
                          f"{whole!r}; name all of that, give a token index, or choose other words")
 
-# %% ../../nbs/2_tasks/20_tokens.ipynb #edb44825
+# %% ../../nbs/2_tasks/20_tokens.ipynb #77c1add4
 _SPACES = "▁Ġ \t\n"  # how tokenizers write a space that is a token of its own
 
 
@@ -50,7 +50,8 @@ def _unknown(tokenizer) -> int | None:
     "The token of words that are not known, where a tokenizer has one of its own."
     backend = getattr(tokenizer, "backend_tokenizer", None)
     word = tokenizer.unk_token or getattr(getattr(backend, "model", None), "unk_token", None)
-    return None if not word or word in (tokenizer.bos_token, tokenizer.eos_token) else tokenizer.convert_tokens_to_ids(word)
+    if not word or word in (tokenizer.bos_token, tokenizer.eos_token): return None
+    return tokenizer.convert_tokens_to_ids(word)
 
 
 def _check_whole(text, spans):
@@ -63,7 +64,7 @@ def _check_whole(text, spans):
     missing = text[covered:]
     if missing: raise ValueError(f"the tokenizer drops {missing!r} at the end of prompt {text!r}; take it off")
 
-
+# %% ../../nbs/2_tasks/20_tokens.ipynb #d394e2cf
 class TokenReader:
     "Reads texts with one tokenizer, each once."
 
@@ -112,7 +113,7 @@ class TokenReader:
             raise ValueError(f"the tokenizer does not know {piece!r} in prompt {text!r}; "
                              "choose words that it knows, or drop the row")
 
-# %% ../../nbs/2_tasks/20_tokens.ipynb #ecd6be01
+# %% ../../nbs/2_tasks/20_tokens.ipynb #a418b43c
 _CARRIERS = ("the", ":", "\n", "1")  # texts that something can follow; some tokenizers merge it with one of them
 
 
@@ -153,7 +154,7 @@ def following(
             if both[: len(before)] == before and reader.unknown not in after: return after
     return reader.cut(text).ids
 
-# %% ../../nbs/2_tasks/20_tokens.ipynb #667565e9
+# %% ../../nbs/2_tasks/20_tokens.ipynb #b56140fd
 @dataclass(frozen=True)
 class WordRules:
     "What a task allows of words that are several tokens, and where roles stand in them."
