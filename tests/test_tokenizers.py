@@ -341,6 +341,15 @@ def test_strange_words_are_read_whole_or_not_at_all(kinds, kind):
                            tokens.spans[i][0] < tokens.spans[i][1] for i in before | after)
 
 
+@pytest.mark.parametrize("kind,n", [("llama2", 2), ("metaspace", 2), ("gemma", 2), ("unigram", 1)])
+def test_a_space_put_before_the_text_is_no_part_of_its_first_word(kinds, kind, n):
+    "Some tokenizers say that the `▁` they put before a text is its first letter."
+    tokens = TokenReader(kinds(kind).tokenizer).read("17 dogs")
+    first, last = tokens.word(0, 2)[0], tokens.word(0, 2)[-1]
+    assert last - first + 1 == n and tokens.strings()[first].strip() in ("1", "17")
+    assert kinds(kind).tokenizer.decode([tokens.ids[first]]).strip() in ("1", "17")
+
+
 def test_words_that_a_tokenizer_cannot_tell_apart_are_one(kinds):
     recipe = recipe_from_templates("own", ["in {x} we", "the {x} is"], {"x": ["May", "may", "dog", "Dog", "cat"]},
                                    lambda v: f" {v['x']}")
