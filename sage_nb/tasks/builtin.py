@@ -348,15 +348,10 @@ def _other_year(v, pick, lex):
     return v | {"year": pick(lex["years"], exclude=[y for y in lex["years"] if v["early"] <= int(y) < v["late"]])}
 
 
-def _usable_year(encode, kind, entry):
-    "Centuries for which most years are two tokens, and years that are in all of those centuries."
-    def two_tokens(century, year):
-        ids = encode(f" {century}{year}")
-        return len(ids) == 2 and ids[:1] == encode(f" {century}")
-
-    def years_of(century): return {year for year in YEARS if two_tokens(century, year)}
-    if kind == "events": return len(encode(f" {entry}")) == 1
-    years = {century: years_of(century) for century in CENTURIES}
+def _usable_year(fits, kind, entry):
+    "Centuries that are cut from most years, and years that are cut from all of those centuries."
+    if kind == "events": return fits(entry)
+    years = {century: {year for year in YEARS if fits(century, year)} for century in CENTURIES}
     centuries = [century for century in CENTURIES if len(years[century]) > 0.8 * len(YEARS)]
     return entry in centuries if kind == "centuries" else all(entry in years[century] for century in centuries)
 

@@ -8,15 +8,17 @@ __all__ = ['Counterfactuals', 'Item', 'about', 'whole_number', 'proportion', 'ch
 
 # %% ../../nbs/2_tasks/23_items.ipynb #d4234743
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import NamedTuple
 
 import pandas as pd
 
 from .templates import POOLS, Example, Picker, Recipe
+from .tokens import TokenReader, WordRules, parts
 
 # %% ../../nbs/2_tasks/23_items.ipynb #f79b8b02
 @dataclass(frozen=True)
@@ -175,31 +177,71 @@ def check_items(
         for attribute in attributes: _check_values(items, attribute, every_value)
 
 # %% ../../nbs/2_tasks/23_items.ipynb #116f6fcd
+@dataclass(frozen=True)
+class _Fits:
+    "Whether pieces of text, written together, are words of few enough tokens."
+    reader: TokenReader
+    rules: WordRules
+    known: dict = field(default_factory=dict)  # pieces -> why they do not fit; empty if they do
+
+    def __call__(self, *pieces: str) -> bool:
+        if pieces not in self.known: self.known[pieces] = self._refusal(pieces)
+        return not self.known[pieces]
+
+    def _refusal(self, pieces) -> str:
+        try: longest = max(len(ids) for ids in parts(self.reader, *pieces))
+        except ValueError as error: return str(error)
+        if self.rules.word_tokens is None or longest <= self.rules.word_tokens: return ""
+        return f"{'+'.join(pieces)} has a part of {longest} tokens"
+
+    def first_refusal(self) -> str: return next(filter(None, self.known.values()), "")
+
+# %% ../../nbs/2_tasks/23_items.ipynb #9163c8c7
+def _words(entry) -> tuple[str, ...]: return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _tokens_of(reader, entry) -> int:
+    "How many tokens the longest word of an entry is; 0 if a word has none of its own."
+    try: return max(len(ids) for word in _words(entry) for ids in parts(reader, word))
+    except ValueError: return 0
+
+
+def _told_apart(reader, entries) -> tuple:
+    "The entries without those that are the same tokens as an earlier one."
+    first = {}
+    for entry in entries: first.setdefault(str([parts(reader, word) for word in _words(entry)]), entry)
+    return tuple(first.values())
+
+
+def _lengths(reader, entries) -> str:
+    counts = sorted(Counter(_tokens_of(reader, entry) for entry in entries).items())
+    return ", ".join(f"{n} of {length} token{'s' * (length > 1)}" if length else f"{n} unknown or merged with others"
+                     for length, n in counts)
+
+
 def usable_words(
     recipe: Recipe,
-    tokenizer,  # any Hugging Face tokenizer
+    reader: TokenReader,  # of the model's tokenizer
+    rules: WordRules = WordRules(),  # how many tokens a word may have
 ) -> tuple[dict[str, tuple], dict[str, str]]:
-    "The recipe's words without those that the tokenizer splits, and what is left of each list, as text."
-    unknown = None if tokenizer.unk_token_id == tokenizer.bos_token_id else tokenizer.unk_token_id
-
-    def encode(text): return tokenizer.encode(text, add_special_tokens=False)
-
-    def one_token(encode, kind, entry):
-        words = (entry,) if isinstance(entry, str) else entry
-        ids = [encode(f" {word}") for word in words]
-        return all(len(i) == 1 and i[0] != unknown for i in ids)
-    usable = recipe.usable or one_token
-    lexicon, left = {}, {}
+    "The recipe's words that fit the rules with this tokenizer, and what is left of each list, as text."
+    fits, lexicon, left = _Fits(reader, rules), {}, {}
     for kind, entries in recipe.lexicon.items():
-        lexicon[kind] = tuple(entry for entry in entries if usable(encode, kind, entry))
-        left[kind] = f"{len(lexicon[kind])} of {len(entries)}"
-        if len(lexicon[kind]) < recipe.least:
-            raise ValueError(f"task {recipe.name!r} needs {recipe.least} {kind} that are one token; "
-                             f"this tokenizer leaves {left[kind]}")
+        if recipe.usable: kept = tuple(entry for entry in entries if recipe.usable(fits, kind, entry))
+        else: kept = _told_apart(reader, [entry for entry in entries if all(map(fits, _words(entry)))])
+        lexicon[kind], left[kind] = kept, f"{len(kept)} of {len(entries)}"
+        if len(kept) < recipe.least:
+            refused = [entry for entry in entries if entry not in kept]
+            why = fits.first_refusal() if recipe.usable else f"refused: {_lengths(reader, refused)}"
+            raise ValueError(f"task {recipe.name!r} needs {recipe.least} {kind} that are {rules.limit}; this tokenizer "
+                             f"leaves {left[kind]} ({why}); "
+                             f"{'allow more with word_tokens, or ' if rules.word_tokens else ''}give others")
+        if rules.word_tokens != 1: left[kind] += f": {_lengths(reader, kept)}"
     return lexicon, left
 
 # %% ../../nbs/2_tasks/23_items.ipynb #80f0388f
 _LEAST_DRAWS, _DRAWS_PER_TURN = 1000, 20  # without anything new
+_REPEATED = 10  # draws of an edit in a row that brought a known text, before it is given up
 
 
 @dataclass(frozen=True)
@@ -208,19 +250,35 @@ class _Drawer:
     lexicon: dict[str, tuple]
     rng: random.Random
     pool: str
+    fits: Callable[[Example, Example | None], bool]
+
+    def render(self, template, v): return self.recipe.render(self.recipe.templates[template], v)
+
+    def edited(self, edit, v, template, example) -> tuple[dict, Example] | None:
+        "The variables after an edit, and the prompt with them; none if no draw of the edit fits."
+        pick, known, repeated = Picker(self.rng, template), set(), 0
+        while repeated < _REPEATED:
+            other = edit(v, pick, self.lexicon)
+            changed = self.render(template, other)
+            repeated = repeated + 1 if changed.text in known else 0
+            if not repeated and self.fits(changed, example): return other, changed
+            known.add(changed.text)
+        return None
 
     def item(self, template, seen, known) -> Item | None:
-        "One item; none if its text is known, or a value is not among those `seen`. With `seen` values it is held out."
+        "One item, held out if there are `seen` values; none if it is known, does not fit, or has a value not `seen`."
         v = self.recipe.sample(Picker(self.rng, template, self.pool), self.lexicon)
-        anything = Picker(self.rng, template)
-
-        def render(variables): return self.recipe.render(self.recipe.templates[template], variables)
-        example, attributes = render(v), {a: str(v[a]) for a in self.recipe.edits}
+        example, attributes = self.render(template, v), {a: str(v[a]) for a in self.recipe.edits}
         if example.text in known: return None
         if seen and any(value not in seen[a] for a, value in attributes.items()): return None
-        edited = {a: edit(v, anything, self.lexicon) for a, edit in self.recipe.edits.items()}
-        neutral = render(self.recipe.neutral(v, anything, self.lexicon)) if self.recipe.neutral else None
-        changed = {a: (str(other[a]), render(other)) for a, other in edited.items()}
+        if not self.fits(example, None): return None
+        edits = self.recipe.edits | ({None: self.recipe.neutral} if self.recipe.neutral else {})
+        edited = {}
+        for attribute, edit in edits.items():
+            edited[attribute] = self.edited(edit, v, template, example)
+            if edited[attribute] is None: return None
+        _, neutral = edited.pop(None, (v, None))
+        changed = {a: (str(other[a]), text) for a, (other, text) in edited.items()}
         return Item(example, attributes, changed, neutral, template, held_out=seen is not None)
 
     def items(self, templates, n, seen=None) -> list[Item]:
@@ -233,7 +291,7 @@ class _Drawer:
             if item: items[item.key] = item
         return list(items.values())
 
-
+# %% ../../nbs/2_tasks/23_items.ipynb #ef990135
 def _split_rows(items, share, rng) -> list[Item]:
     "Hold out about this share of the items, each with values that earlier ones had."
     seen, result = set(), []
@@ -244,7 +302,7 @@ def _split_rows(items, share, rng) -> list[Item]:
         result.append(replace(item, held_out=held_out))
     return result
 
-# %% ../../nbs/2_tasks/23_items.ipynb #ef990135
+
 def items_from_recipe(
     recipe: Recipe,
     lexicon: dict[str, tuple],  # its usable words
@@ -252,6 +310,7 @@ def items_from_recipe(
     seed: int = 0,
     pool: str = "all",  # "seen"/"unseen": words that the embedded models met, or never met, with the template
     held_out: float = 1 / 3,  # share of templates kept for judging
+    fits: Callable[[Example, Example | None], bool] | None = None,  # (prompt, None), or (counterfactual, prompt)
 ) -> list[Item]:
     "Different prompts of a recipe."
     n, seed = whole_number("n", n, least=2), whole_number("seed", seed, least=0)
@@ -260,7 +319,7 @@ def items_from_recipe(
     rng, templates = random.Random(seed), range(len(recipe.templates))
     if pool == "all" and len(templates) < 2:
         raise ValueError(f"recipe {recipe.name!r} has {len(templates)} templates; give at least 2, one to hold out")
-    draw = _Drawer(recipe, lexicon, rng, pool)
+    draw = _Drawer(recipe, lexicon, rng, pool, fits or (lambda example, prompt: True))
     if pool != "all": return _split_rows(draw.items(templates, n), held_out, rng)
     first = min(max(round(len(templates) * (1 - held_out)), 1), len(templates) - 1)
     items = draw.items(templates[:first], round(n * first / len(templates)))
@@ -275,15 +334,15 @@ class TokenIndex(NamedTuple):
     index: int  # from 0, without <bos>; negative from the end
 
 
-def _place(role, spec, text) -> int | TokenIndex:
-    "The first character of a role, or its token."
+def _place(role, spec, text) -> tuple[int, int] | TokenIndex:
+    "The characters of a role, or its token."
     if isinstance(spec, str):
-        if text.count(spec) == 1: return text.index(spec)
+        if text.count(spec) == 1: return text.index(spec), text.index(spec) + len(spec)
         raise ValueError(f"position {role!r}: the word {spec!r} occurs {text.count(spec)} times in prompt {text!r}; "
                          "give characters [start, end] or a token index")
     if isinstance(spec, (list, tuple)):
         numbers = len(spec) == 2 and all(isinstance(end, Integral) for end in spec)
-        if numbers and 0 <= spec[0] < spec[1] <= len(text): return int(spec[0])
+        if numbers and 0 <= spec[0] < spec[1] <= len(text): return int(spec[0]), int(spec[1])
         raise ValueError(f"position {role!r} is outside prompt {text!r}: characters {list(spec)} of {len(text)}; "
                          "give [start, end] within it")
     if isinstance(spec, Integral) and not isinstance(spec, bool): return TokenIndex(int(spec))

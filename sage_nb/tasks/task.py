@@ -11,7 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,8 @@ from ..core.models import require_model, tokenizer_hash
 from .builtin import RECIPES
 from .items import Counterfactuals, Item, TokenIndex, about, check_items, chosen_names, whole_number
 from .items import items_from_recipe, items_from_rows, rows_from_frame, usable_words
-from .templates import Recipe
+from .templates import Example, Recipe
+from .tokens import TokenReader, Tokens, WordRules, following
 
 # %% ../../nbs/2_tasks/24_task.ipynb #72ac89a3
 @dataclass(frozen=True)
@@ -146,55 +147,14 @@ def _repr_html_(self: Task, n: int = 4) -> str:
 # %% ../../nbs/2_tasks/24_task.ipynb #5b3aa6e0
 class _Encoded(NamedTuple):
     "A prompt as tokens, without <bos>."
-    ids: list[int]
+    tokens: Tokens
     places: dict[str, int]  # role -> token index
+    lengths: dict[str, int]  # role -> how many tokens its word is
+
+    @property
+    def ids(self) -> list[int]: return self.tokens.ids
 
 
-def _token_index(role, example, ends):
-    "Index of a role among the tokens of the text; `ends` are the characters that the tokens end at."
-    if role == "END": return len(ends) - 1
-    slot, _, shift = role.partition("+")
-    if slot not in example.spans:
-        have = ", ".join(example.spans) or "none"
-        raise ValueError(f"position {role!r} is missing in prompt {example.text!r} (has {have}); give it everywhere")
-    place = example.spans[slot]
-    if isinstance(place, TokenIndex): first = place.index + (len(ends) if place.index < 0 else 0)
-    else: first = next((i for i, end in enumerate(ends) if end > place), len(ends))
-    index = first + int(shift or 0)
-    if 0 <= index < len(ends): return index
-    raise ValueError(f"position {role!r} is outside prompt {example.text!r}: token {index} of {len(ends)}; "
-                     "choose one within it")
-
-
-def _unknown(tokenizer) -> int | None:
-    "The token of words that are not known, where a tokenizer has one of its own."
-    unknown = tokenizer.unk_token_id
-    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
-
-
-def _check_known(tokenizer, text, encoded):
-    "An error if the tokens are not all of the text: a word is unknown to them, or something is dropped."
-    unknown = _unknown(tokenizer)
-    for i, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
-        if unknown is None or i != unknown: continue
-        raise ValueError(f"the tokenizer does not know {text[start:end].strip()!r} in prompt {text!r}; "
-                         "choose words that it knows, or drop the row")
-    last = encoded["offset_mapping"][-1][1] if encoded["input_ids"] else 0
-    if text[last:]: raise ValueError(f"the tokenizer drops {text[last:]!r} at the end of prompt {text!r}; take it off")
-
-
-def _encode(tokenizer, example, roles, like: _Encoded | None = None) -> _Encoded:
-    "An example as tokens; a role that has no place of its own stands where it does in `like`."
-    encoded = tokenizer(example.text, add_special_tokens=False, return_offsets_mapping=True)
-    _check_known(tokenizer, example.text, encoded)
-    ends = [end for _, end in encoded["offset_mapping"]]
-    places = {}
-    for role in roles:
-        own = like is None or role == "END" or role.partition("+")[0] in example.spans
-        places[role] = _token_index(role, example, ends) if own else like.places[role]
-    return _Encoded(encoded["input_ids"], places)
-
-# %% ../../nbs/2_tasks/24_task.ipynb #ec717213
 class _Edit(NamedTuple):
     prompt: _Encoded
     value: str  # the new value of the attribute
@@ -211,36 +171,100 @@ class _Row(NamedTuple):
     neutral: _Edit | None
 
 
-def _one_token(tokenizer, text, ids, word, what):
-    "The id of `word` after `text`, whose ids are given; on its own where the two would merge, as parts of a number do."
-    longer = tokenizer.encode(text + word, add_special_tokens=False)
-    after = longer[len(ids):] if longer[:len(ids)] == ids else tokenizer.encode(word, add_special_tokens=False)
-    if len(after) == 1 and after[0] != _unknown(tokenizer): return after[0]
-    raise ValueError(f"{what} {word!r} of prompt {text!r} is not one known token for this tokenizer: "
-                     f"{tokenizer.convert_ids_to_tokens(after)}; choose a word that is, or drop the row")
+def _role_word(slot, example, tokens) -> range:
+    "The tokens of the word that a role is about."
+    if slot == "END": return range(len(tokens) - 1, len(tokens))
+    if slot not in example.spans:
+        have = ", ".join(example.spans) or "none"
+        raise ValueError(f"position {slot!r} is missing in prompt {example.text!r} (has {have}); give it everywhere")
+    place = example.spans[slot]
+    if not isinstance(place, TokenIndex):
+        with about(f"position {slot!r}"): return tokens.word(*place)
+    index = place.index + (len(tokens) if place.index < 0 else 0)
+    return range(index, index + 1)
 
 
-def _tokenise(tokenizer, item: Item, roles) -> _Row:
-    example, prompt = item.example, _encode(tokenizer, item.example, roles)
+def _within(role, index, tokens) -> int:
+    if 0 <= index < len(tokens): return index
+    raise ValueError(f"position {role!r} is outside prompt {tokens.text!r}: token {index} of {len(tokens)}; "
+                     "choose one within it")
 
-    def one_token(word, what): return _one_token(tokenizer, example.text, prompt.ids, word, what)
+# %% ../../nbs/2_tasks/24_task.ipynb #ec717213
+@dataclass(frozen=True)
+class _Encoder:
+    "How the texts of a task become tokens."
+    reader: TokenReader
+    roles: tuple[str, ...]
+    rules: WordRules
+    made: dict = field(default_factory=dict)  # what was made of an example before
 
-    def edit(value, other):
-        there = _encode(tokenizer, other, roles, like=prompt)
-        if len(there.ids) != len(prompt.ids):
-            raise ValueError(f"counterfactual {other.text!r} has {len(there.ids)} tokens, its prompt {example.text!r} "
-                             f"has {len(prompt.ids)}; they must be of equal length")
-        its_own = one_token(other.answer, "the counterfactual's answer")
-        return _Edit(there, value, its_own if its_own != answer else distractor, its_own)
-    answer, distractor = one_token(example.answer, "answer"), one_token(example.distractor, "distractor")
-    if answer == distractor:
+    def prompt(self, example: Example, like: _Encoded | None = None) -> _Encoded:
+        "An example as tokens; a role that has no place of its own stands where it does in `like`."
+        key = example.text, *sorted(example.spans.items()), *(like.places.items() if like else ())
+        if key not in self.made: self.made[key] = self._prompt(example, like)
+        return self.made[key]
+
+    def _prompt(self, example, like):
+        tokens, places, lengths = self.reader.read(example.text), {}, {}
+        for role in self.roles:
+            slot, _, shift = role.partition("+")
+            if like and slot != "END" and slot not in example.spans: places[role] = like.places[role]
+            else:
+                word = _role_word(slot, example, tokens)
+                self.rules.check_length(tokens, word)
+                places[role] = _within(role, self.rules.index(word, int(shift or 0)), tokens)
+                if slot != "END" and not shift: lengths[role] = len(word)
+        return _Encoded(tokens, places, lengths)
+
+    def answer(self, prompt: _Encoded, word: str, what: str) -> int:
+        "The token that says a word: the word itself, or its first token where longer ones are allowed."
+        ids, tokenizer = following(self.reader, prompt.tokens, word), self.reader.tokenizer
+        known = bool(ids) and ids[0] != self.reader.unknown
+        if known and (len(ids) == 1 or self.rules.answers == "first"): return ids[0]
+        raise ValueError(f"{what} {word!r} of prompt {prompt.tokens.text!r} is not one known token for this tokenizer: "
+                         f"{tokenizer.convert_ids_to_tokens(ids)}; choose a word that is, drop the row, "
+                         "or take answers='first'")
+
+    def answers(self, prompt: _Encoded, example: Example) -> tuple[int, int]:
+        "Answer and distractor."
+        words = {"answer": example.answer, "distractor": example.distractor}
+        answer, distractor = (self.answer(prompt, word, what) for what, word in words.items())
+        if answer != distractor: return answer, distractor
+        are = "are" if self.rules.answers == "whole" else "begin with"
         raise ValueError(f"answer {example.answer!r} and distractor {example.distractor!r} of prompt {example.text!r} "
-                         "are the same token; give another distractor")
-    return _Row(
-        prompt, answer, distractor,
-        changed={a: edit(*item.changed[a]) for a in item.attributes},
-        neutral=edit("", item.neutral) if item.neutral else None,
-    )
+                         f"{are} the same token; give another distractor")
+
+# %% ../../nbs/2_tasks/24_task.ipynb #c558ec6d
+def _check_edit(other: Example, there: _Encoded, example: Example, prompt: _Encoded):
+    if len(there.ids) != len(prompt.ids):
+        raise ValueError(f"counterfactual {other.text!r} has {len(there.ids)} tokens, its prompt {example.text!r} "
+                         f"has {len(prompt.ids)}; they must be of equal length: give a value of as many tokens")
+    if there.ids == prompt.ids and other.text != example.text:
+        raise ValueError(f"counterfactual {other.text!r} and its prompt {example.text!r} are the same tokens for this "
+                         "tokenizer; give another value")
+
+
+@patch
+def edit(self: _Encoder, value: str, other: Example, example: Example, prompt: _Encoded) -> _Edit:
+    "A counterfactual of a prompt, compared with."
+    there, (answer, distractor) = self.prompt(other, like=prompt), self.answers(prompt, example)
+    _check_edit(other, there, example, prompt)
+    its_own = self.answer(prompt, other.answer, "the counterfactual's answer")
+    if its_own == answer and other.answer != example.answer and self.rules.answers == "first":
+        raise ValueError(f"the counterfactual's answer {other.answer!r} begins with the same token as the answer "
+                         f"{example.answer!r} of prompt {example.text!r}; give another value")
+    return _Edit(there, value, its_own if its_own != answer else distractor, its_own)
+
+
+@patch
+def row(self: _Encoder, item: Item) -> _Row:
+    "An item as tokens."
+    prompt = self.prompt(item.example)
+    answer, distractor = self.answers(prompt, item.example)
+
+    def edit(value, other): return self.edit(value, other, item.example, prompt)
+    changed = {a: edit(*item.changed[a]) for a in item.attributes}
+    return _Row(prompt, answer, distractor, changed, edit("", item.neutral) if item.neutral else None)
 
 # %% ../../nbs/2_tasks/24_task.ipynb #f5393830
 def _tokenizer_of(model):
@@ -252,10 +276,18 @@ def _tokenizer_of(model):
     if not getattr(tokenizer, "is_fast", True):
         raise ValueError(f"the tokenizer of {name!r} is a slow one, which does not know where its tokens stand; "
                          "set model.tokenizer to the fast one, a PreTrainedTokenizerFast")
-    if model.cfg.default_prepend_bos and tokenizer.bos_token_id is None:
-        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and its tokenizer has none; "
-                         "set model.cfg.default_prepend_bos = False, or tokenizer.bos_token")
+    bos, prepends = tokenizer.bos_token_id, model.cfg.default_prepend_bos
+    remedy = "set model.cfg.default_prepend_bos = False, or tokenizer.bos_token"
+    if prepends and bos is None:
+        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and its tokenizer has none; {remedy}")
+    made_up = prepends and (bos >= _vocabulary(model) or tokenizer.convert_ids_to_tokens(bos) != tokenizer.bos_token)
+    if made_up:
+        raise ValueError(f"{name!r} prepends <bos> (cfg.default_prepend_bos), and {tokenizer.bos_token!r} is none of "
+                         f"the tokens that it knows; {remedy}")
     return tokenizer
+
+
+def _vocabulary(model) -> float: return getattr(model.cfg, "d_vocab", None) or float("inf")
 
 
 def _bos(model): return [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
@@ -263,7 +295,8 @@ def _bos(model): return [model.tokenizer.bos_token_id] if model.cfg.default_prep
 
 def _to_prompts(model, encoded: Sequence[_Encoded]) -> Prompts:
     bos, tokenizer = _bos(model), model.tokenizer
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # whichever: nothing stands behind END that is read
+    pad = next(i for i in known if i is not None and i < _vocabulary(model))
     ids = [torch.tensor(bos + prompt.ids) for prompt in encoded]
     tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
     places = pd.DataFrame([prompt.places for prompt in encoded]) + len(bos)
@@ -301,24 +334,39 @@ def build_task(
     items: Sequence[Item],
     positions: str | Sequence[str],  # named positions; END is added
     notes: dict | None = None,  # kept in the task and the report
+    rules: WordRules = WordRules(word_tokens=None),  # what is allowed of words that are several tokens
 ) -> Task:
     "A task from items, checked."
-    check_items(name, items)
+    return _assemble(model, name, items, _encoder(model, positions, rules), notes or {})
+
+
+def _encoder(model, positions, rules) -> _Encoder:
     positions = [positions] if isinstance(positions, str) else positions
-    tokenizer, roles, rows = _tokenizer_of(model), list(dict.fromkeys([*positions, "END"])), []
+    return _Encoder(TokenReader(_tokenizer_of(model)), tuple(dict.fromkeys([*positions, "END"])), rules)
+
+
+def _word_lengths(rows) -> dict[str, list[int]]:
+    "How many tokens the words at each role are."
+    lengths = {}
+    for row in rows:
+        for role, n in row.prompt.lengths.items(): lengths.setdefault(role, set()).add(n)
+    return {role: sorted(found) for role, found in lengths.items()}
+
+
+def _assemble(model, name, items, encoder, notes) -> Task:
+    check_items(name, items)
+    rows = []
     for i, item in enumerate(items):
-        with about(f"task {name!r}"), about(f"row {i}"): rows.append(_tokenise(tokenizer, item, roles))
+        with about(f"task {name!r}"), about(f"row {i}"): rows.append(encoder.row(item))
     with about(f"task {name!r}"): _refuse_same_tokens(items, rows)
     _warn_of_glued(name, items)
-    neutral = [row.neutral for row in rows]
-
-    def strings(ids): return [""] * len(_bos(model)) + [tokenizer.decode([i]) for i in ids]
+    neutral, bos = [row.neutral for row in rows], [""] * len(_bos(model))
 
     def changed(attribute): return _to_counterfactual(model, [row.changed[attribute] for row in rows])
     return Task(
         name=name,
         texts=[item.example.text for item in items],
-        strings=[strings(row.prompt.ids) for row in rows],
+        strings=[bos + row.prompt.tokens.strings() for row in rows],
         prompts=_to_prompts(model, [row.prompt for row in rows]),
         attributes=pd.DataFrame([item.attributes for item in items]),
         answers=torch.tensor([row.answer for row in rows]),
@@ -327,7 +375,7 @@ def build_task(
         neutral=None if None in neutral else _to_counterfactual(model, neutral),
         template=torch.tensor([item.template for item in items]),
         held_out=torch.tensor([item.held_out for item in items]),
-        notes=notes or {},
+        notes=notes | asdict(encoder.rules) | {"tokens of words": _word_lengths(rows)},
         tokenizer=tokenizer_hash(model),
     )
 
@@ -341,6 +389,26 @@ def _recipe(source) -> Recipe:
     raise ValueError(f"task {source!r} is not built in (has {', '.join(RECIPES)})")
 
 
+def _say_few(name, items, n, refused):
+    "A warning that there are fewer prompts than asked for; an error if a tokenizer leaves none on one side."
+    because = f"; this tokenizer refused {len(refused)} drawn texts, such as: {refused[0]}" if refused else ""
+    if refused and len({item.held_out for item in items}) < 2:
+        raise ValueError(f"task {name!r} has {len(items)} prompts to fit on or to judge by, and needs both{because}")
+    warnings.warn(f"task {name!r} has only {len(items)} distinct prompts here; {n} were asked for{because}",
+                  stacklevel=3)
+
+
+@patch
+def refusal(self: _Encoder, example: Example, prompt: Example | None = None) -> str:
+    "Why a prompt, or a counterfactual of it, cannot be used; empty if it can."
+    try:
+        first = self.prompt(prompt or example)
+        if prompt: self.edit("", example, prompt, first)
+        else: self.answers(first, example)
+    except ValueError as error: return str(error)
+    return ""
+
+
 def load_task(
     source: str | Path | Recipe,  # a built-in task (a key of `RECIPES`), a recipe, or a JSON file (its rows and split)
     model,  # whose tokenizer the prompts are made for
@@ -348,17 +416,26 @@ def load_task(
     seed: int = 0,
     pool: str = "all",  # "unseen": words that the embedded models never met with the template; split by prompts
     held_out: float = 1 / 3,  # share of templates kept for judging
+    word_tokens: int | None = 1,  # most tokens that a word may be; None for any number (always with a JSON file)
+    word_position: str = "last",  # the token of such a word that its role stands at, or "first"
+    answers: str = "whole",  # answers are one token; with "first", longer ones are compared by their first
 ) -> Task:
     "A task with `n` distinct prompts."
-    if isinstance(source, Path) or str(source).endswith(".json"): return task_from_json(source, model)
+    rules = WordRules(word_tokens, word_position, answers)
+    if isinstance(source, Path) or str(source).endswith(".json"):
+        return task_from_json(source, model, word_position, answers)
     recipe = _recipe(source)
-    lexicon, left = usable_words(recipe, _tokenizer_of(model))
-    items = items_from_recipe(recipe, lexicon, n, seed, pool, held_out)
-    if len(items) < n:
-        message = f"task {recipe.name!r} has only {len(items)} distinct prompts here; {n} were asked for"
-        warnings.warn(message, stacklevel=2)
+    encoder, refused = _encoder(model, recipe.positions, rules), []
+    lexicon, left = usable_words(recipe, encoder.reader, rules)
+
+    def fits(example, prompt):
+        why = encoder.refusal(example, prompt)
+        if why: refused.append(why)
+        return not why
+    items = items_from_recipe(recipe, lexicon, n, seed, pool, held_out, fits)
+    if len(items) < n: _say_few(recipe.name, items, n, refused)
     notes = {"seed": seed, "n": len(items), "pool": pool, "held_out": held_out, "usable words": left}
-    return build_task(model, recipe.name, items, recipe.positions, notes)
+    return _assemble(model, recipe.name, items, encoder, notes)
 
 # %% ../../nbs/2_tasks/24_task.ipynb #f73c3e7e
 def _plain(prompts: Prompts) -> dict:
@@ -453,6 +530,14 @@ def distinct(self: Task) -> dict[str, int]:
     return {side: len({self.texts[i] for i in mask.nonzero()[:, 0].tolist()}) for side, mask in sides.items()}
 
 
+def _said_of_words(notes) -> list[str]:
+    "What must be known of a task with words of several tokens."
+    longest, said = max((max(n) for n in notes.get("tokens of words", {}).values()), default=1), []
+    if longest > 1: said.append(f"roles at the {notes['word_position']} of up to {longest} tokens")
+    if notes.get("answers") == "first": said.append("answers by their first token")
+    return said
+
+
 @patch
 def summary(self: Task) -> pd.DataFrame:
     "Per attribute: values, the rarest and commonest count, how often its edit changes the answer, largest association."
@@ -466,8 +551,9 @@ def summary(self: Task) -> pd.DataFrame:
             "association": round(max(others, default=0.0), 2),
         })
     table, distinct = pd.DataFrame(rows).set_index("attribute"), self.distinct
-    table.attrs = {"distinct prompts": distinct}
-    table.columns.name = "{training} + {held out} distinct".format(**distinct)
+    words = {key: self.notes[key] for key in ("tokens of words", "word_position", "answers") if key in self.notes}
+    table.attrs = {"distinct prompts": distinct, "words": words}
+    table.columns.name = "; ".join(["{training} + {held out} distinct".format(**distinct), *_said_of_words(self.notes)])
     return table
 
 # %% ../../nbs/2_tasks/24_task.ipynb #e9b0c851
@@ -507,17 +593,22 @@ def task_from_rows(
     name: str = "own",
     held_out: float = 1 / 3,  # share of rows kept for judging, drawn at random, where rows do not say it themselves
     seed: int = 0,
+    word_position: str = "last",  # the token of a word of several that its role stands at, or "first"
+    answers: str = "whole",  # answers are one token; with "first", longer ones are compared by their first
 ) -> Task:
     "A task from dicts, one per prompt."
+    rules = WordRules(None, word_position, answers)
     with about(f"task {name!r}"): items = items_from_rows(rows, held_out, seed)
     check_items(name, items, every_value=True)
     roles = items[0].example.spans if items else {}
-    return build_task(model, name, items, [*roles], {"seed": seed, "n": len(items), "source": "rows"})
+    return build_task(model, name, items, [*roles], {"seed": seed, "n": len(items), "source": "rows"}, rules)
 
 
 def task_from_json(
     path: str | Path,  # {"name": …, "rows": […]}, rows as for `task_from_rows`
     model,
+    word_position: str = "last",  # as for `task_from_rows`
+    answers: str = "whole",
 ) -> Task:
     "A task from a JSON file."
     path = Path(path)
@@ -527,7 +618,8 @@ def task_from_json(
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
         raise ValueError(f"{path} has no 'rows': give {{\"name\": …, \"rows\": […]}}")
-    return task_from_rows(data["rows"], model, str(data.get("name", path.stem)))
+    name = str(data.get("name", path.stem))
+    return task_from_rows(data["rows"], model, name, word_position=word_position, answers=answers)
 
 
 def task_from_frame(
@@ -539,7 +631,9 @@ def task_from_frame(
     name: str = "own",
     held_out: float = 1 / 3,  # share of rows kept for judging, where there is no column held_out
     seed: int = 0,
+    word_position: str = "last",  # as for `task_from_rows`
+    answers: str = "whole",
 ) -> Task:
     "A task from a data frame."
     with about(f"task {name!r}"): rows = rows_from_frame(frame, attributes, counterfactuals, positions or {})
-    return task_from_rows(rows, model, name, held_out, seed)
+    return task_from_rows(rows, model, name, held_out, seed, word_position, answers)

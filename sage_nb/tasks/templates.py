@@ -14,9 +14,9 @@ from string import Formatter
 # %% ../../nbs/2_tasks/21_templates.ipynb #32b7b7b7
 @dataclass(frozen=True)
 class Example:
-    "One prompt with what is known about it; `spans` maps each slot to the first character of its word."
+    "One prompt with what is known about it; `spans` says where in the text the word of each slot is."
     text: str  # the prompt, without the answer
-    spans: dict[str, int]  # slot -> index into `text`
+    spans: dict[str, tuple[int, int]]  # slot -> first character of its word, and the one behind its last
     answer: str  # the right continuation, with its leading space where it has one
     distractor: str  # the wrong continuation that it is compared with
 
@@ -34,7 +34,7 @@ def fill(
         if slot is not None:
             if not isinstance(slots.get(slot), str):
                 raise ValueError(f"slot {slot!r} of template {template!r} has no word; it got {slots.get(slot)!r}")
-            spans[slot] = len(text)
+            spans[slot] = len(text), len(text) + len(slots[slot])
             text += slots[slot]
     return Example(text, spans, answer, distractor)
 
@@ -85,7 +85,7 @@ class Recipe:
     edits: dict[str, Callable[[dict, Picker, dict], dict]]  # attribute -> (variables, picker, lexicon) -> new variables
     render: Callable[[str, dict], Example]  # (template, variables) -> prompt
     neutral: Callable[[dict, Picker, dict], dict] | None = None  # changes what should not matter (place, object ...)
-    usable: Callable | None = None  # (encode, list, entry) -> bool; by default, each word of an entry is one token
+    usable: Callable | None = None  # (fits, list, entry) -> bool; by default, whether each word of an entry fits
     least: int = 5  # fewest entries of each list with which the task still makes sense
 
     @property
