@@ -44,7 +44,8 @@ CONFIGS = {  # family -> class of the configuration, class of the model, options
     "mistral": (hf.MistralConfig, hf.MistralForCausalLM, _SHARED | dict(sliding_window=WINDOW, head_dim=16)),
     "qwen-2.5": (hf.Qwen2Config, hf.Qwen2ForCausalLM, _SHARED),
     "qwen-3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, _SHARED | dict(head_dim=16)),
-    "gemma-2": (hf.Gemma2Config, hf.Gemma2ForCausalLM, _SHARED | _LOCAL | dict(query_pre_attn_scalar=16)),
+    "gemma-2": (hf.Gemma2Config, hf.Gemma2ForCausalLM, _SHARED | _LOCAL | dict(
+        query_pre_attn_scalar=16, attn_logit_softcapping=2.0, final_logit_softcapping=5.0)),
     "gemma-3": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM, _SHARED | _LOCAL | dict(
         query_pre_attn_scalar=16, rope_parameters=_TWO_TABLES)),
     "gpt-oss": (hf.GptOssConfig, hf.GptOssForCausalLM, _SHARED | _LOCAL | dict(
@@ -314,13 +315,15 @@ def off_identity(model):
     return errors
 
 
-def off_fixed(made: Made, model):
+@cache
+def off_fixed(family, kind):
     "How far the QK fix is from what it is by hand; and its distance from the true effects, beside that of plain slopes."
-    nodes, case = nodes_of(model, ("q", "k")), contrast()
+    model, case = getattr(make(family), kind), contrast()
+    nodes = nodes_of(model, ("q", "k"))
     fixed, plain = (first_order(model, case, nodes, qk_fix=fix).effect for fix in (True, False))
     exact = exact_effects(model, case, nodes).effect
     far = [((effect - exact).norm() / exact.norm()).item() for effect in (fixed, plain)]
-    return off(fixed, fixed_by_hand(made.family)), *far
+    return off(fixed, fixed_by_hand(family)), *far
 
 
 def off_pattern(made: Made, model):

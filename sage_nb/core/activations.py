@@ -234,13 +234,12 @@ def absence(
     layer: int,
 ) -> str | None:
     "Why a site that other models have is not in a layer of this one; None where it is, or only its hook is missing."
-    block = model.blocks[layer]
-    other = next((name for name in _MIXERS if hasattr(block, name)), None)
-    if site in _OF_ATTENTION and other and not hasattr(block, "attn"):
-        return f"layer {layer} of this model has {other} in place of attention"
     if site == "q" and getattr(model.cfg, "gated_q_proj", False):
         return "one hook of this model holds its queries and the gates of its heads"
-    return None
+    block = model.blocks[layer]
+    other = next((name for name in _MIXERS if hasattr(block, name)), None)
+    if site not in _OF_ATTENTION or other is None or hasattr(block, "attn"): return None
+    return f"layer {layer} of this model has {other} in place of attention"
 
 
 def check_model(model) -> None:
@@ -272,7 +271,8 @@ def _check_node(model, known, node: Node):
                          f"and it has layers 0 to {layers - 1}; is the layer too high?")
     reason = absence(model, node.site, node.layer)
     if reason:
-        there = [site for site in SITES if Node(site, node.layer).hook in known and not absence(model, site, node.layer)]
+        hooks = {site: node._replace(site=site, head=None).hook for site in SITES}
+        there = [site for site in SITES if hooks[site] in known and not absence(model, site, node.layer)]
         raise ValueError(f"node {node} is not in this model: {reason} (layer {node.layer} has {', '.join(there)})")
     _require(known, node.hook)
     if node.head is None: return

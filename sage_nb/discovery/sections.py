@@ -270,7 +270,7 @@ def find_cross_sections(
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
     min_accuracy: float = 0.75,  # share of prompts in which the answer must be above the distractor; 0 is any
     steps: int = 5,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
-    qk_fix: bool | None = None,  # score q and k by the slope at the attention pattern; None is where the model allows it
+    qk_fix: bool | None = None,  # score q and k by the slope at their pattern; None is where the model allows it
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
     batch_size: int = 64,
     verbose: bool = True,  # print one line per cross-section
