@@ -1,5 +1,6 @@
 """Small models of many families, of transformers' own classes, with random weights; and what must hold of each."""
 from functools import cache
+from math import log
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -115,6 +116,15 @@ def _by_parts(rope): return dict(
     NTK_by_parts_factor=rope["factor"])
 
 
+def _yarn(rope): return dict(
+    use_yarn_rope=True, yarn_factor=rope["factor"], yarn_attention_factor=0.1 * log(rope["factor"]) + 1,
+    yarn_beta_fast=rope["beta_fast"], yarn_beta_slow=rope["beta_slow"], yarn_truncate=rope["truncate"],
+    yarn_original_max_position_embeddings=rope["original_max_position_embeddings"])
+
+
+def _experts(c): return dict(num_experts=c.num_local_experts, experts_per_token=c.num_experts_per_tok)
+
+
 HOOKED = {  # family -> options of its HookedTransformerConfig, TransformerLens's conversion of its weights
     "gpt2": (_hooked_short, convert.convert_gpt2_weights),
     "pythia": (lambda c: _hooked_wide(c) | _rotary(c) | dict(act_fn="gelu"), convert.convert_neox_weights),
@@ -129,6 +139,8 @@ HOOKED = {  # family -> options of its HookedTransformerConfig, TransformerLens'
     "gemma-2": (_hooked_gemma, convert.convert_gemma_weights),
     "gemma-3": (lambda c: _hooked_gemma(c) | dict(use_qk_norm=True, rotary_base_local=100.0),
                 convert.convert_gemma_weights),
+    "gpt-oss": (lambda c: _hooked_local(c) | _yarn(c.rope_parameters) | _experts(c) | dict(use_attention_sinks=True),
+                convert.convert_gpt_oss_weights),
 }
 
 
