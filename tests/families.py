@@ -181,7 +181,8 @@ def contrast() -> Contrast:
     cf, rows = tokens.clone(), torch.arange(4)
     for place in (a, a - 1): cf[rows, place] = torch.randint(3, VOCAB, (4,), generator=g)
     positions = {"A": a, "END": torch.tensor(end)}
-    return Contrast(Prompts(tokens, positions), Prompts(cf, positions), lambda logits, rows: logits[:, 5] - logits[:, 6])
+    def metric(logits, rows): return logits[:, 5] - logits[:, 6]
+    return Contrast(Prompts(tokens, positions), Prompts(cf, positions), metric)
 
 
 # By transformers' own modules and hooks alone
@@ -189,7 +190,8 @@ def contrast() -> Contrast:
 _SEPARATE = dict(layers="model.layers", attn="self_attn", z="o_proj", attn_out="self_attn.o_proj", mlp_out="mlp")
 _POST_NORMS = _SEPARATE | dict(attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
 WHERE = {family: _SEPARATE for family in CONFIGS} | {
-    "gpt2": dict(layers="transformer.h", attn="attn", fused="c_attn", z="c_proj", attn_out="attn.c_proj", mlp_out="mlp"),
+    "gpt2": dict(layers="transformer.h", attn="attn", fused="c_attn", z="c_proj", attn_out="attn.c_proj",
+                 mlp_out="mlp"),
     "pythia": dict(layers="gpt_neox.layers", attn="attention", fused="query_key_value", z="dense",
                    attn_out="attention.dense", mlp_out="mlp"),
     "opt": _SEPARATE | dict(layers="model.decoder.layers", z="out_proj", attn_out="self_attn.out_proj", mlp_out="fc2"),
@@ -329,7 +331,7 @@ def off_identity(model):
 
 @cache
 def off_fixed(family, kind):
-    "How far the QK fix is from what it is by hand; and its distance from the true effects, beside that of plain slopes."
+    "How far the QK fix is from what it is by hand; and how far it is from the true effects, and plain slopes are."
     model, case = getattr(make(family), kind), contrast()
     nodes = nodes_of(model, ("q", "k"))
     fixed, plain = (first_order(model, case, nodes, qk_fix=fix).effect for fix in (True, False))

@@ -241,7 +241,7 @@ def absence(
     if site not in _OF_ATTENTION or other is None or hasattr(block, "attn"): return None
     return f"layer {layer} of this model has {other} in place of attention"
 
-
+# %% ../../nbs/1_core/12_activations.ipynb #5260645d
 def check_model(model) -> None:
     "An error unless it is a model that these experiments can be made on."
     if hasattr(model, "hook_dict") and hasattr(model, "cfg"): return
