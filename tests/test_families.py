@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import CHECKED, CONFIGS, HOOKED, N_LAYERS, WINDOW, contrast, make, nodes_of, off, off_exact, off_fixed
-from families import off_identity, off_pattern, off_recomputed
+from families import CHECKED, CONFIGS, HOOKED, N_LAYERS, WINDOW, contrast, fixed_by_hand, make, nodes_of, off
+from families import off_exact, off_fixed, off_identity, off_pattern, off_recomputed, save
 from torch.testing import assert_close
 
 from sage_nb.core import attention
@@ -83,6 +83,15 @@ def test_both_transformer_lens_classes_give_the_same_numbers(family):
     for how in (dict(), dict(qk_fix=True), dict(steps=3, qk_fix=True)):
         ours, theirs = (first_order(model, case, nodes, **how).effect for model in (made.bridge, made.hooked))
         assert off(ours, theirs) <= LIMIT
+
+
+@pytest.mark.parametrize("dtype,limit", [(torch.bfloat16, 0.1), (torch.float64, 1e-5)])
+@pytest.mark.parametrize("family", ["gpt-j", "opt", "gemma-3"])
+def test_the_qk_fix_works_in_other_precisions(family, dtype, limit, tmp_path):
+    model, case = load_model(save(make(family).theirs, tmp_path), dtype=dtype), contrast()
+    nodes = nodes_of(model, ("q", "k"))
+    effects = first_order(model, case, nodes, qk_fix=True).effect
+    assert off(effects.double(), fixed_by_hand(family).double()) <= limit
 
 
 # What the formula needs, and when it is not believed

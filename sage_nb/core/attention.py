@@ -58,7 +58,7 @@ class Attention:
     def rotate(self, x: Float[Tensor, "prompt pos head d_head"]) -> Float[Tensor, "prompt pos head d_head"]:
         "Apply the rotary embedding."
         if self.rotary is None: return x
-        cos, sin = (table[:, :, None] for table in self.rotary)  # the same for all heads
+        cos, sin = (table[:, :, None].to(x.dtype) for table in self.rotary)  # the same for all heads
         d_rotary = 2 * cos.shape[-1]
         turned, rest = x[..., :d_rotary], x[..., d_rotary:]
         first, second = (turned[..., ::2], turned[..., 1::2]) if self.adjacent else turned.chunk(2, -1)
@@ -224,7 +224,7 @@ def of(
         _refuse(f"the attention scores of layer {layer} are not scaled products of its queries and keys: "
                 f"off by {off:.1e} of the largest")
     off = _off(attention.pattern(q, k), pattern)
-    if not off < tolerance:
+    if not off < max(tolerance, torch.finfo(torch.float32).eps ** 0.5):  # a softmax is taken in float32 by most
         _refuse(f"the attention pattern of layer {layer} is not the softmax of scaled products of its queries and "
                 f"keys: off by {off:.1e} of the largest")
     return attention
@@ -247,6 +247,6 @@ def require_mixture(
     pattern, v, z = (acts[Node(site, layer)] for site in ("pattern", "v", "z"))
     values, axes = _per_query_head(v, z.shape[2]), "prompt query head key, prompt key head d_head"
     off = _off(einsum(pattern.to(v), values, f"{axes} -> prompt query head d_head"), z)
-    if off < torch.finfo(z.dtype).eps ** 0.5: return
+    if off < max(torch.finfo(z.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5: return
     _refuse(f"z of layer {layer} is not its pattern's mixture of its values, off by {off:.1e} of the largest: "
             "its heads may be gated")
