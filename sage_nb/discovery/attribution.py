@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTION_METHODS', 'Contrast', 'Effects', 'exact_effects', 'Slopes', 'QKSlopes', 'changes', 'first_order',
-           'sites_of', 'all_nodes', 'chosen_nodes', 'NodeScores', 'exact_patching', 'attribution_patching']
+           'sites_of', 'chosen_sites', 'all_nodes', 'chosen_nodes', 'NodeScores', 'exact_patching',
+           'attribution_patching']
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #f2a74de4
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.activations import (
-    HEAD_SITES, SITES, Look, Metric, Node, Prompts, capture, differentiate, n_heads, run_each)
-from ..core.attention import Attention
+    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, n_heads, run_each)
+from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import intervals
 from ..core.models import require_model
 from ..tasks.items import chosen_names, whole_number
@@ -119,24 +121,34 @@ class QKSlopes(Slopes):
 
     def __init__(self, model, batch: Contrast, nodes: Sequence[Node]):
         self.layers = {node.layer for node in nodes if node.site in ("q", "k")}  # whose patterns matter
-        self.here = {}  # what patterns are made of, in the clean run
+        self.here = {}  # what patterns are made of, and what they make, in the clean run
+        self.values = {}  # of each layer, in the run whose slopes are taken
         self.attentions = {}
         super().__init__(model, batch, nodes)
 
     def clean_looks(self) -> dict[Node, Look]:
         "What is done with activations in the clean run: those that make the patterns are kept."
-        reads = {layer: [*Attention.reads(self.model, layer), Node("pattern", layer)] for layer in self.layers}
-        keep = {node: partial(self.here.__setitem__, node) for layer in self.layers for node in reads[layer]}
-        return super().clean_looks() | keep
+        kept = [node for layer in self.layers for node in (*Attention.reads(self.model, layer), Node("z", layer))]
+        return super().clean_looks() | {node: partial(self.here.__setitem__, node) for node in kept}
+
+    def measure(
+        self,
+        stream: Float[Tensor, "prompt pos d_model"] | None = None,
+        forward: dict[Node, Look] | None = None,
+    ) -> Effects:
+        "The metric of a run, and the effects by the slopes in it."
+        keep = {Node("v", layer): partial(self.values.__setitem__, layer) for layer in self.layers}
+        return super().measure(stream, (forward or {}) | keep)
 
     def looks(self, products: dict[Node, Tensor]) -> dict[Node, Look]:
-        "What is done with gradients in every run: queries and keys wait for that of their pattern."
-        def look(layer, gradient):
+        "What is done with gradients in every run: queries and keys wait for that of the heads' outputs."
+        def look(layer, at_z):
+            at_pattern = slopes_at_pattern(at_z, self.values[layer])
             for node in self.whole:
                 if node.site in ("q", "k") and node.layer == layer:
-                    products[node] = self.through_pattern(node, gradient)
+                    products[node] = self.through_pattern(node, at_pattern)
         plain = {node: look for node, look in super().looks(products).items() if node.site not in ("q", "k")}
-        return plain | {Node("pattern", layer): partial(look, layer) for layer in self.layers}
+        return plain | {Node("z", layer): partial(look, layer) for layer in self.layers}
 
     def through_pattern(
         self,
@@ -149,14 +161,20 @@ class QKSlopes(Slopes):
         by_head = effect.unflatten(1, (n_heads(self.model, node.site), -1))  # a key head may serve several query heads
         return by_head.sum(-1)
 
+    def attention(self, layer: int) -> Attention:
+        "What a layer does with queries and keys; an error if it is not the model's, or z not the pattern's mixture."
+        if layer not in self.attentions:
+            self.attentions[layer] = Attention.of(self.model, layer, self.here)
+            require_mixture(layer, self.here | {Node("v", layer): self.values[layer]})
+        return self.attentions[layer]
+
     def patched_pattern(self, node: Node) -> Float[Tensor, "prompt query head key"]:
         "The pattern that the counterfactual's queries or keys make at a position."
         layer, prompts = node.layer, self.batch.prompts
-        if layer not in self.attentions: self.attentions[layer] = Attention.of(self.model, layer, self.here)
         acts = {site: self.here[Node(site, layer)] for site in ("q", "k")}
         patched = acts[node.site].clone()
         patched[torch.arange(len(prompts)), prompts.index(node.position).to(patched.device)] += self.delta[node]
-        return self.attentions[layer].pattern(**(acts | {node.site: patched}))
+        return self.attention(layer).pattern(**(acts | {node.site: patched}))
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #08500532
 def _runs(differ: Tensor) -> Int[Tensor, "prompt pos"]:
@@ -252,11 +270,25 @@ def _heads(model, site: str) -> Iterable[int | None]:
     return range(n_heads(model, site)) if site in HEAD_SITES else [None]
 
 
+def _layers(model, site: str) -> list[int]:
+    "The layers of a model that have a site: all, but where something else stands in place of attention."
+    return [layer for layer in range(model.cfg.n_layers) if absence(model, site, layer) is None]
+
+
 def sites_of(model) -> list[str]:
-    "The sites that a model has."
+    "The sites that a model has, if not in every layer."
     require_model(model)
     hooks = model.hook_dict
-    return [site for site in SITES if Node(site, 0).hook in hooks]
+    return [site for site in SITES if any(Node(site, layer).hook in hooks for layer in _layers(model, site)[:1])]
+
+
+def chosen_sites(model, sites: str | Iterable[str]) -> list[str]:
+    "The sites, each once; an error if the model has one of them nowhere."
+    have, asked = sites_of(model), [sites] if isinstance(sites, str) else list(sites)
+    for site in asked:
+        reason = None if _layers(model, site) else absence(model, site, 0)
+        if reason: raise ValueError(f"site {site!r} is not known here: {reason} (has {', '.join(have)})")
+    return chosen_names("site", asked, have)
 
 
 def all_nodes(
@@ -264,12 +296,12 @@ def all_nodes(
     positions: str | Iterable[str],
     sites: str | Iterable[str] = HEAD_SITES,
 ) -> list[Node]:
-    "Every node of the sites, in every layer and head, at the positions."
-    sites, nodes = chosen_names("site", sites, sites_of(model)), []
+    "Every node of the sites, in every layer that has them and every head, at the positions."
+    sites, nodes = chosen_sites(model, sites), []
     positions = [positions] if isinstance(positions, str) else list(positions)
     if not positions: raise ValueError("no position was asked for; name at least one, such as END")
-    for site, position, layer in product(sites, positions, range(model.cfg.n_layers)):
-        nodes += [Node(site, layer, head, position) for head in _heads(model, site)]
+    for site, position in product(sites, positions):
+        for layer in _layers(model, site): nodes += [Node(site, layer, head, position) for head in _heads(model, site)]
     return nodes
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #a2064e45
@@ -308,6 +340,7 @@ class NodeScores:
     nodes: list[Node]
     effects: Float[Tensor, "prompt node"]  # in the metric's unit (nats); negative where the patch hurts
     clean: Float[Tensor, "prompt"]  # the unpatched metric
+    note: str = ""  # what was done otherwise than by default, and why
 
     @property
     def share(self) -> Float[Tensor, "node"]:
@@ -344,6 +377,15 @@ def exact_patching(
     return NodeScores(attribute, "exact", nodes, effect, clean)
 
 
+def _fixed_where_possible(model, contrast: Contrast, *how) -> tuple[Effects, str]:
+    "First-order effects with the QK fix; on a model that does not allow it, plain slopes, and why."
+    nodes, steps, batch_size = how
+    try: return first_order(model, contrast, nodes, steps, True, batch_size), ""
+    except (UnknownAttention, SilentHooks) as error: note = f"q and k by plain slopes, without the QK fix: {error}"
+    warnings.warn(note, stacklevel=3)
+    return first_order(model, contrast, nodes, steps, False, batch_size), note
+
+
 ATTRIBUTION_METHODS = {  # name -> options of `attribution_patching`
     "AtP": dict(steps=1, qk_fix=False), "AtP + QK": dict(steps=1, qk_fix=True),
     "AtP-IG": dict(steps=5, qk_fix=False), "AtP-IG + QK": dict(steps=5, qk_fix=True),
@@ -356,11 +398,14 @@ def attribution_patching(
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
     nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
     steps: int = 1,  # points on the paths over which slopes are averaged; 1 is plain AtP, more AtP-IG
-    qk_fix: bool = False,  # for q and k, take the slope at the attention pattern
+    qk_fix: bool | None = False,  # for q and k, take the slope at the attention pattern; None is where the model allows
     batch_size: int = 64,
 ) -> NodeScores:
     "First-order effects: two forward passes and a backward for all nodes, and one of each for every point of a path."
     nodes, batch_size = _inputs(model, task, nodes, batch_size)
-    clean, effect = first_order(model, Contrast.of(task, attribute), nodes, steps, qk_fix, batch_size)
-    method = "AtP" + "-IG" * (steps > 1) + " + QK" * qk_fix
-    return NodeScores(attribute, method, nodes, effect, clean)
+    contrast, note = Contrast.of(task, attribute), ""
+    if qk_fix is None: effects, note = _fixed_where_possible(model, contrast, nodes, steps, batch_size)
+    else: effects = first_order(model, contrast, nodes, steps, qk_fix, batch_size)
+    fixed = not note if qk_fix is None else qk_fix
+    method = "AtP" + "-IG" * (steps > 1) + " + QK" * fixed
+    return NodeScores(attribute, method, nodes, effects.effect, effects.clean, note)

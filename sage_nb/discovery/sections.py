@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..core.activations import HEAD_SITES, Node, capture, run
 from ..core.intervals import Estimate, interval
-from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, sites_of
+from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, chosen_sites
 from ..tasks.items import chosen_names, proportion, whole_number
 from ..tasks.task import Task, require_task, row_numbers
 
@@ -85,7 +85,7 @@ class CrossSections(Sequence):
         return replace(self, sections=some, scores={a: score for a, score in self.scores.items() if a not in gone})
 
     def __len__(self): return len(self.sections)
-    def __str__(self): return "\n".join([*map(str, self.sections), *self.missing()])
+    def __str__(self): return "\n".join([*map(str, self.sections), *self.missing(), *self.notes])
     __repr__ = __str__
 
     def of(self, attribute: str | Iterable[str]) -> "CrossSections":
@@ -93,6 +93,11 @@ class CrossSections(Sequence):
         names = chosen_names("attribute", attribute, list(self.scores))
         some = tuple(s for s in self.sections if s.attribute in names)
         return replace(self, sections=some, scores={name: self.scores[name] for name in names})
+
+    @property
+    def notes(self) -> list[str]:
+        "What was done otherwise than by default when the nodes were scored, and why."
+        return [f"note: {text}" for text in dict.fromkeys(score.note for score in self.scores.values()) if text]
 
     def missing(self) -> Iterator[str]:
         "A line for each attribute that no cross-section carries."
@@ -180,7 +185,7 @@ class _Settings:
     coverage: float
     min_effect: float
     steps: int
-    qk_fix: bool
+    qk_fix: bool | None  # None is where the model allows it
     max_prompts: int
     min_accuracy: float
 
@@ -265,14 +270,14 @@ def find_cross_sections(
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
     min_accuracy: float = 0.75,  # share of prompts in which the answer must be above the distractor; 0 is any
     steps: int = 5,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
-    qk_fix: bool = True,  # score q and k by the slope at the attention pattern
+    qk_fix: bool | None = None,  # score q and k by the slope at their pattern; None is where the model allows it
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
     batch_size: int = 64,
     verbose: bool = True,  # print one line per cross-section
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
     require_task(task, model)
-    sites, batch_size = chosen_names("site", sites, sites_of(model)), whole_number("batch_size", batch_size)
+    sites, batch_size = chosen_sites(model, sites), whole_number("batch_size", batch_size)
     settings = _Settings(sites, coverage, min_effect, steps, qk_fix, max_prompts, min_accuracy)
     have, used = list(task.counterfactuals), _training_prompts(task, max_prompts)
     attributes = chosen_names("attribute", have if attributes is None else attributes, have)
@@ -290,6 +295,7 @@ def find_cross_sections(
     kept = [candidate for candidate in candidates if not candidate.fault(min_effect)]
     kept.sort(key=lambda section: (attributes.index(section.attribute), -abs(section.effect.value)))
     kept, dropped = _judged(model, task, kept, max_prompts, batch_size), _table_of_dropped(candidates, min_effect)
-    result = CrossSections(tuple(kept), dropped, scores, asdict(settings) | {"accuracy": accuracy})
+    fixed = not any(score.note for score in scores.values()) if qk_fix is None else qk_fix
+    result = CrossSections(tuple(kept), dropped, scores, asdict(settings) | {"qk_fix": fixed, "accuracy": accuracy})
     if verbose: print(result)
     return result

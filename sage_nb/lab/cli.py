@@ -144,7 +144,7 @@ class Discover:
     seed: int | None = None  # of the prompts of a built-in task; 0 if not given
     sites: Sequence[str] = ("q", "k", "v", "z")  # where to look; with commas
     attributes: Sequence[str] = ()  # which to look for, with commas; all if not given
-    qk_fix: bool = True  # score q and k by the slope at the attention pattern
+    qk_fix: bool = True  # score q and k by the slope at the attention pattern, where the model allows it
     out: str | None = None  # folder for sections.csv; nothing is written if not given
     overwrite: bool = False  # replace what another evaluation left in the folder
     json: bool = False  # print the result as one JSON document and nothing else
@@ -215,8 +215,9 @@ def _load(self: Discover) -> tuple:
 @patch
 def _find(self: Discover, model, task, console: Console, results: Results):
     "The cross-sections, shown and written."
+    qk_fix = None if self.qk_fix else False  # asked for by default, so no error where it cannot be had
     sections = sage_nb.find_cross_sections(
-        model, task, self.attributes or None, self.sites, qk_fix=self.qk_fix, verbose=console.progress)
+        model, task, self.attributes or None, self.sites, qk_fix=qk_fix, verbose=console.progress)
     console.say(sections)
     results.write_sections(sections)
     return sections

@@ -247,7 +247,7 @@ def _require_one(trials: Sequence[SectionTrial]) -> None:
 # %% ../../nbs/7_report/74_evaluation.ipynb #35518d3a
 def _notes(sections: CrossSections, trials: list[SectionTrial], figures: dict[str, pd.DataFrame]) -> list[str]:
     "What the scorecard does not show: attributes that are nowhere, the SAEs' own figures, sections left out."
-    notes = [*sections.missing()]
+    notes = [*sections.missing(), *sections.notes]
     for name, f in figures.items():
         explained = ", ".join(f"{place} {r2:.2f}" for place, r2 in f["variance explained"].items())
         notes.append(f"{name}: mean L0 {f['L0'].mean():.1f}, variance explained {explained} (held-out prompts)")

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.activations import Node, capture
-from ..core.attention import Attention, key_head
+from ..core.attention import Attention, key_head, norm_gain
 from ..truth.dictionaries import Dictionaries
 from ..truth.features import Dictionary
 from ..core.intervals import Estimate, interval
@@ -41,6 +41,8 @@ class _Meeting(NamedTuple):
     key: Float[Tensor, "prompt d_head"]
     query_token: Int[Tensor, "prompt"]  # where the query stands
     key_token: Int[Tensor, "prompt"]
+    query_gain: Float[Tensor, "prompt d_head"]  # what its norm multiplies the query by
+    key_gain: Float[Tensor, "prompt d_head"]
 
     def contributions(
         self,
@@ -48,8 +50,8 @@ class _Meeting(NamedTuple):
         key_parts: Float[Tensor, "prompt key d_head"],
     ) -> Float[Tensor, "prompt query key"]:
         "What each part of a query adds to the score with each part of a key."
-        q = _rotated(self.attention, query_parts, self.query_token)
-        k = _rotated(self.attention, key_parts, self.key_token)
+        q = _rotated(self.attention, query_parts * self.query_gain[:, None], self.query_token)
+        k = _rotated(self.attention, key_parts * self.key_gain[:, None], self.key_token)
         products = einsum(q, k, "prompt query d_head, prompt key d_head -> prompt query key")
         return self.attention.scale * products
 
@@ -78,7 +80,10 @@ def _meetings(model, prompts, query: Node, key: Node, batch_size: int) -> Iterat
         prompt = torch.arange(len(batch), device=q.device)
         if not attention.visible[prompt, i, 0, j].all():
             raise ValueError(f"{query} cannot see {key} in every prompt: it stands before it, or outside the window")
-        yield _Meeting(rows, attention, q[prompt, i, query.head], k[prompt, j, key.head], i, j)
+        gains = norm_gain(attention.q_norm, q), norm_gain(attention.k_norm, k)
+
+        def met(of_q, of_k): return of_q[prompt, i, query.head], of_k[prompt, j, key.head]
+        yield _Meeting(rows, attention, *met(q, k), i, j, *met(*gains))
 
 # %% ../../nbs/5_saes/59_composition.ipynb #b569c0dc
 @dataclass(frozen=True)
