@@ -52,7 +52,7 @@ def test_every_family_is_well_in_both_classes(random_model):
 
 
 def test_a_hand_written_transformer_and_one_without_a_tokenizer_are_well():
-    for model in (planted_circuit().model, hooked_model(), hooked_model(attn_only=True), hooked_model(n_ctx=3),
+    for model in (planted_circuit().model, planted_circuit(6, leak=0.0).model, hooked_model(), hooked_model(attn_only=True), hooked_model(n_ctx=3),
                   hooked_model(normalization_type=None), hooked_model(parallel_attn_mlp=True)):
         diagnosis = doctor(model)
         assert set(verdicts(diagnosis).values()) <= {"ok", "not applicable"}, diagnosis

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'Check', 'Diagnosis', 'doctor', 'examined']
 
-# %% ../../nbs/1_core/17_doctor.ipynb #1a5c9e16
+# %% ../../nbs/1_core/17_doctor.ipynb #1f9ece88
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -26,7 +26,7 @@ from .activations import (
 from .models import require_model
 from .sublayers import identity_errors
 
-# %% ../../nbs/1_core/17_doctor.ipynb #f5f38bed
+# %% ../../nbs/1_core/17_doctor.ipynb #b8fa42de
 @dataclass(frozen=True)
 class Check:
     "What one check of a model found."
@@ -48,11 +48,11 @@ class Check:
         about = "; ".join(filter(None, [self.found, self.figures and f"measured {self.figures}"]))
         return f"{self.name} {self.verdict}" + (f" ({about})" if about else "")
 
-# %% ../../nbs/1_core/17_doctor.ipynb #e36c8bd6
-EXPERIMENTS = (  # the checks that must hold where a model is captured, edited and differentiated
+# %% ../../nbs/1_core/17_doctor.ipynb #691d27dd
+EXPERIMENTS = (  # the checks that must hold where a model's activations are read and edited
     "hooks fire", "own activations", "edits tell", "edits add up", "transformers", "repeatable", "read at END",
     "batch size", "right padding", "causal", "numbers")
-_MOST_REMEDIES = 6  # that are shown
+_MOST_REMEDIES, _MOST_TOLD = 6, 4  # remedies that are shown; failures of which a line says more than the name
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +76,8 @@ class Diagnosis:
         good, doubtful, failed = map(self.of, ("ok", "doubtful", "failed"))
         parts = [f"{len(good)} of {len(self.checks)} checks ok"]
         if doubtful: parts.append("doubtful: " + ", ".join(check.name for check in doubtful))
-        if failed: parts.append("failed: " + ", ".join(map(str, failed)))
+        told = [*map(str, failed[:_MOST_TOLD]), *(check.name for check in failed[_MOST_TOLD:])]
+        if failed: parts.append("failed: " + ", ".join(told))
         return f"doctor: {'; '.join(parts)}"
 
     @property
@@ -98,7 +99,7 @@ class Diagnosis:
         what = "; ".join(f"{check}: {check.remedy}" for check in wrong)
         raise ValueError(f"the model {self.model} is not fit for this: {what}. doctor(model) shows all checks")
 
-# %% ../../nbs/1_core/17_doctor.ipynb #e0c4eca1
+# %% ../../nbs/1_core/17_doctor.ipynb #302b6849
 def _rows(diagnosis: Diagnosis) -> list[str]:
     "The checks in columns."
     rows = []
@@ -143,7 +144,7 @@ def of_record(
     checks = tuple(Check(**check | {"sites": tuple(check["sites"])}) for check in record["checks"])
     return cls(record["model"], checks, record["layers"])
 
-# %% ../../nbs/1_core/17_doctor.ipynb #8ba3cdb3
+# %% ../../nbs/1_core/17_doctor.ipynb #3f5a4297
 _TEXTS = (
     "When Mary and John went to the park, John gave a ball to Mary.", "Anna John saw book first",
     "The king had a letter for the queen of France.", "One, two, three, four, five, six, seven, eight")
@@ -180,7 +181,7 @@ def _chosen(n_layers: int, most: int) -> list[int]:
     if n_layers <= most: return list(range(n_layers))
     return sorted({round(i * (n_layers - 1) / (most - 1)) for i in range(most)})
 
-# %% ../../nbs/1_core/17_doctor.ipynb #430e57a6
+# %% ../../nbs/1_core/17_doctor.ipynb #fe7a7c7a
 def _logits(model, tokens) -> Float[Tensor, "prompt pos d_vocab"]:
     "Those of every token."
     with torch.no_grad(): return model(tokens.to(next(model.parameters()).device))
@@ -206,7 +207,7 @@ def _absent(model) -> tuple[str, ...]:
     if getattr(model.cfg, "attn_only", False): return "resid_mid", "mlp_out"
     return ("resid_mid",) if getattr(model.cfg, "parallel_attn_mlp", False) else ()
 
-# %% ../../nbs/1_core/17_doctor.ipynb #b14cd1ab
+# %% ../../nbs/1_core/17_doctor.ipynb #0762bc6c
 class _Examination:
     "A model, the prompts that it is asked about, and what several checks want to know."
 
@@ -247,7 +248,7 @@ class _Examination:
     def patches(self) -> "_Patches":
         return _patched(self)
 
-# %% ../../nbs/1_core/17_doctor.ipynb #9dd0dc18
+# %% ../../nbs/1_core/17_doctor.ipynb #83f0ff0e
 def _named(places: Iterable[Node]) -> str:
     "Places in short: the layers of each site."
     layers = {}
@@ -273,7 +274,7 @@ def _hooks_fire(exam: _Examination, name: str) -> Check:
     remedy = "leave these sites out, or load the model in the other class of TransformerLens"
     return Check(name, "failed", len(lost), 0, _named(lost), remedy, tuple(dict.fromkeys(p.site for p in lost)))
 
-# %% ../../nbs/1_core/17_doctor.ipynb #8e5fe0f1
+# %% ../../nbs/1_core/17_doctor.ipynb #33e6f93e
 @dataclass(frozen=True)
 class _Patches:
     "The metric of a prompt under patches, in units of the size of the logits."
@@ -313,16 +314,27 @@ def _patched(exam: _Examination) -> _Patches:
     _, other = run_each(exam.model, prompt, metric, _noised(own))
     return _Patches(clean, dict(zip(own, same.T)), dict(zip(own, other.T)))
 
-# %% ../../nbs/1_core/17_doctor.ipynb #a0d4e069
+# %% ../../nbs/1_core/17_doctor.ipynb #5a05b2aa
 def _own_activations(exam: _Examination, name: str) -> Check:
     runs, remedy = exam.patches, "what is patched there is not what the model goes on with: leave these sites out"
     errors = {place: (same - runs.clean).abs().max().item() for place, same in runs.same.items()}
     return _judged(name, errors, exam.limit, remedy)
 
 
+def _second_look(exam: _Examination, place: Node) -> float:
+    "What noise at a place does in a run whose stream is noise from the start, in which no query is 0."
+    prompt, metric, bottom = exam.alone(1), _metric(exam.clean[[1]]), Node("resid_pre", 0)
+    own = capture(exam.model, prompt, [bottom, place])
+    noised = _noised(own)
+    here, there = (run(exam.model, prompt, metric, {bottom: noised[bottom], place: x[place]}) for x in (own, noised))
+    return (there - here).abs().max().item()
+
+
 def _edits_tell(exam: _Examination, name: str) -> Check:
     runs, remedy = exam.patches, "the hook fires and nobody reads what is put there: leave these sites out"
     effects = {place: (other - runs.same[place]).abs().max().item() for place, other in runs.other.items()}
+    for place, effect in effects.items():
+        if not effect > exam.limit**2: effects[place] = _second_look(exam, place)
     return _judged(name, effects, exam.limit**2, remedy, least=True)
 
 
@@ -335,7 +347,7 @@ def _edits_add_up(exam: _Examination, name: str) -> Check:
     remedy = f"an edit of {last} reaches only part of what comes behind it: patch resid_post in its place"
     return _judged(name, errors, exam.limit, remedy)
 
-# %% ../../nbs/1_core/17_doctor.ipynb #f0852d5f
+# %% ../../nbs/1_core/17_doctor.ipynb #fbd496f9
 def _apart(ours: Float[Tensor, "prompt ..."], theirs: Float[Tensor, "prompt ..."]) -> float:
     "The largest relative distance of the rows, each taken as one vector."
     ours, theirs = (x.double().flatten(1) for x in (ours, theirs))
@@ -364,19 +376,26 @@ def _stream(exam: _Examination, name: str) -> Check:
     return _judged(name, errors, exam.limit, remedy)
 
 
-def _identity(exam: _Examination, name: str) -> Check:
-    "Whether a site holds what its claim says."
+def _layer_by_layer(exam: _Examination, name: str) -> tuple[dict[Node, float], str]:
+    "How far a site is off at each layer, not a number where nothing can be claimed; and the last reason for that."
     errors, reason = {}, ""
     for layer in exam.layers:
         try: errors |= _off(exam, [(name, layer)])
         except ValueError as error: errors[Node(name, layer)], reason = math.nan, _first_line(error)
+    return errors, reason
+
+
+def _identity(exam: _Examination, name: str) -> Check:
+    "Whether a site holds what its claim says."
+    try: errors, reason = _off(exam, [(name, layer) for layer in exam.layers]), ""
+    except ValueError: errors, reason = _layer_by_layer(exam, name)
     remedy = (f"nothing can be projected to {name}: its attention does something unknown (a gate, a further norm, "
               "shared heads in another order). Leave the site out, or use SAEs trained at it")
     if name == "pattern": remedy = "patterns cannot be recomputed: leave the QK fix and pattern='recomputed' off"
     check = _judged(name, errors, exam.limit, remedy)
     return replace(check, found=f"{check.found}: {reason}") if reason else check
 
-# %% ../../nbs/1_core/17_doctor.ipynb #dc91a65d
+# %% ../../nbs/1_core/17_doctor.ipynb #7d0813b8
 def _as_transformers(model) -> torch.nn.Module:
     "transformers' own model on the weights of a TransformerBridge; nothing is copied."
     inside = model.original_model
@@ -420,7 +439,7 @@ def _figure(name: str, measured: float, limit: float, remedy: str) -> Check:
     return Check(name, "ok", measured, limit) if measured <= limit else Check(name, "failed", measured, limit,
                                                                               remedy=remedy)
 
-# %% ../../nbs/1_core/17_doctor.ipynb #c85594e6
+# %% ../../nbs/1_core/17_doctor.ipynb #8de25ce7
 def _repeatable(exam: _Examination, name: str) -> Check:
     off = _apart(_centred(run(exam.model, exam.prompts)), _centred(exam.clean))
     return _figure(name, off, exam.limit, "two runs differ: switch dropout off with model.eval(), "
@@ -453,7 +472,7 @@ def _causal(exam: _Examination, name: str) -> Check:
     return _figure(name, _apart(_centred(there), _centred(here)), exam.limit,
                    "tokens look at what comes behind them: only causal language models can be evaluated")
 
-# %% ../../nbs/1_core/17_doctor.ipynb #3b23033b
+# %% ../../nbs/1_core/17_doctor.ipynb #1d1fe1de
 _WORSE = 0.5  # nats per token: more than that, and prompts start in a way that the model does not know
 
 
@@ -505,7 +524,7 @@ def _starts(exam: _Examination, name: str) -> Check:
     if worse <= _WORSE: return Check(name, "ok", worse, _WORSE, found)
     return Check(name, "doubtful" if prepends else "failed", worse, _WORSE, found, remedy)
 
-# %% ../../nbs/1_core/17_doctor.ipynb #11cf74ab
+# %% ../../nbs/1_core/17_doctor.ipynb #a3baf2ff
 def _numbers(exam: _Examination, name: str) -> Check:
     "Whether all is finite, and precise enough."
     dtype = next(exam.model.parameters()).dtype
@@ -518,7 +537,7 @@ def _numbers(exam: _Examination, name: str) -> Check:
         return Check(name, "doubtful", share, 1, f"{str(dtype).split('.')[-1]} rounds what experiments compare", remedy)
     return Check(name, "ok", share, 1)
 
-# %% ../../nbs/1_core/17_doctor.ipynb #32c29bc0
+# %% ../../nbs/1_core/17_doctor.ipynb #24429826
 _CHECKS: dict[str, Callable[[_Examination, str], Check]] = {
     "numbers": _numbers, "hooks fire": _hooks_fire, "own activations": _own_activations, "edits tell": _edits_tell,
     "edits add up": _edits_add_up, "stream": _stream,
@@ -548,7 +567,7 @@ def doctor(
     looked = f"{', '.join(map(str, exam.layers))} of {model.cfg.n_layers}"
     return Diagnosis(name, checks, looked, perf_counter() - began)
 
-# %% ../../nbs/1_core/17_doctor.ipynb #3028f7b0
+# %% ../../nbs/1_core/17_doctor.ipynb #b05dec59
 _examined = WeakKeyDictionary()  # model -> (its state, its diagnosis)
 
 
