@@ -73,7 +73,8 @@ def test_versions(capsys):
     assert names == ["sage_nb", "python", "torch", "transformer_lens", "sae_lens", "transformers"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"], ["doctor", "--help"], ["--version"], ["fly"], ["evaluate", "--n", "x"]])
+@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"], ["doctor", "--help"], ["--version"], ["fly"],
+                                  ["evaluate", "--n", "x"]])
 def test_nothing_heavy_is_imported_to_say_so(argv):
     program = f"""
 import sys

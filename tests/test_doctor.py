@@ -52,7 +52,8 @@ def test_every_family_is_well_in_both_classes(random_model):
 
 
 def test_a_hand_written_transformer_and_one_without_a_tokenizer_are_well():
-    for model in (planted_circuit().model, planted_circuit(6, leak=0.0).model, hooked_model(), hooked_model(attn_only=True), hooked_model(n_ctx=3),
+    written = [planted_circuit().model, planted_circuit(6, leak=0.0).model]
+    for model in (*written, hooked_model(), hooked_model(attn_only=True), hooked_model(n_ctx=3),
                   hooked_model(normalization_type=None), hooked_model(parallel_attn_mlp=True)):
         diagnosis = doctor(model)
         assert set(verdicts(diagnosis).values()) <= {"ok", "not applicable"}, diagnosis
@@ -265,7 +266,7 @@ def test_half_precision_is_doubtful():
 # What it must not do
 
 def state_of(model):
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(getattr(m, "fwd_hooks", [])))
+    hooks = [[*map(len, (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, getattr(m, "fwd_hooks", [])))]
              for m in model.modules()]
     side = model.tokenizer and model.tokenizer.padding_side
     return hooks, [x.clone() for x in (*model.parameters(), *model.buffers())], side, dict(vars(model.cfg))

@@ -114,7 +114,8 @@ def _rows(diagnosis: Diagnosis) -> list[str]:
 def __repr__(self: Diagnosis):
     bad = [c for c in (*self.of("failed"), *self.of("doubtful")) if c.remedy][:_MOST_REMEDIES]
     columns = f"{'check':15}  {'verdict':14}  {'measured':>8}  {'limit':>8}  found"
-    return "\n".join([f"{self.model}; layers {self.layers}", columns, *_rows(self), *(f"{c.name}: {c.remedy}" for c in bad)])
+    remedies = [f"{check.name}: {check.remedy}" for check in bad]
+    return "\n".join([f"{self.model}; layers {self.layers}", columns, *_rows(self), *remedies])
 
 
 @patch
