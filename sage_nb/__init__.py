@@ -6,11 +6,12 @@ from importlib import import_module
 
 # public name -> the room that it lives in, imported when it is first asked for: torch and its friends take seconds
 _HOMES = {
-    "Node": "core.activations", "load_model": "core.models", "Task": "tasks.task", "load_task": "tasks.task",
-    "task_from_frame": "tasks.task", "task_from_json": "tasks.task", "task_from_rows": "tasks.task",
-    "find_cross_sections": "discovery.sections", "fit_dictionaries": "truth.dictionaries", "SAESet": "saes.sets",
-    "load_saes": "saes.sets", "certificate": "measures.certificate", "SageReport": "report.report",
-    "evaluate": "report.evaluation", "validate_score": "report.validation",
+    "Node": "core.activations", "load_model": "core.models", "doctor": "core.doctor", "Task": "tasks.task",
+    "load_task": "tasks.task", "task_from_frame": "tasks.task", "task_from_json": "tasks.task",
+    "task_from_rows": "tasks.task", "find_cross_sections": "discovery.sections",
+    "fit_dictionaries": "truth.dictionaries", "SAESet": "saes.sets", "load_saes": "saes.sets",
+    "certificate": "measures.certificate", "SageReport": "report.report", "evaluate": "report.evaluation",
+    "validate_score": "report.validation",
 }
 __all__ = list(_HOMES)
 

@@ -17,7 +17,7 @@ from sage_nb.core.attention import Attention, key_head
 from sage_nb.core.models import load_model
 from sage_nb.discovery.attribution import Contrast, all_nodes, exact_effects, first_order, sites_of
 from sage_nb.saes.baselines import identity_sae
-from sage_nb.saes.projection import identity_errors
+from sage_nb.core.sublayers import identity_errors
 from sage_nb.saes.reconstruction import ProjectionSettings, reconstruct
 
 N_LAYERS, D_MODEL, N_HEADS, VOCAB, CONTEXT, WINDOW = 2, 48, 4, 97, 32, 6

@@ -51,8 +51,8 @@ def fixtures(tmp_path_factory):
 
 
 ROWS = [  # (command line, with names of the fixtures in braces; exit status; part of its text)
-    ("evalaute", 2, "there is no command 'evalaute' (has discover, evaluate): did you mean evaluate?"),
-    ("fly", 2, "there is no command 'fly' (has discover, evaluate)"),
+    ("evalaute", 2, "there is no command 'evalaute' (has discover, evaluate, doctor): did you mean evaluate?"),
+    ("fly", 2, "there is no command 'fly' (has discover, evaluate, doctor)"),
     ("--verison", 2, "there is no command '--verison'"),
     ("--help evaluate", 2, "there is no command '--help'"),
     ("discover --site q", 2, "there is no option '--site': did you mean --sites? (sage_nb discover --help"),
@@ -61,6 +61,9 @@ ROWS = [  # (command line, with names of the fixtures in braces; exit status; pa
     ("evaluate --pdb", 2, "there is no option '--pdb'"),
     ("evaluate --o x", 2, "there is no option '--o'"),
     ("evaluate tiny-gpt2", 2, "'tiny-gpt2' belongs to no option"),
+    ("doctor tiny-gpt2 tiny-gemma", 2, "'tiny-gemma' belongs to no option"),
+    ("doctor --model tiny-gpt2", 2, "there is no option '--model'"),
+    ("doctor --saes tiny-gpt2-res-topk", 2, "there is no option '--saes'"),
     ("evaluate --n", 2, "--n: expected one argument"),
     ("evaluate --n many", 2, "--n: 'many' is not a whole number"),
     ("evaluate --n 12.5", 2, "--n: '12.5' is not a whole number"),
@@ -81,6 +84,9 @@ ROWS = [  # (command line, with names of the fixtures in braces; exit status; pa
     ("discover --model tiny-gtp2", 1, "model 'tiny-gtp2' is neither embedded (tiny-gemma, tiny-gpt2, tiny-pythia)"),
     ("discover --model tiny-gtp2", 1, ": did you mean tiny-gpt2?"),
     ("discover --model gpt-2-small", 1, "others of the hub are called organisation/name"),
+    ("doctor tiny-gtp2", 1, ": did you mean tiny-gpt2?"),
+    ("doctor {empty}", 1, "holds no model: config.json is missing"),
+    ("doctor {file}", 1, "file.txt' is a file: give the folder"),
     ("discover --model {empty}", 1, "holds no model: config.json is missing"),
     ("discover --model {file}", 1, "file.txt' is a file: give the folder"),
     ("discover --model ./nowhere", 1, "there is no folder './nowhere' with a model"),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from sage_nb.core.activations import Node
+from sage_nb.core.sublayers import identity_errors
 from sage_nb.measures.certificate import Criteria, certificate
 from sage_nb.measures.control import control
 from sage_nb.measures.diagnostics import keep_interpretable, oversplitting
@@ -17,7 +18,6 @@ from sage_nb.report.evaluation import evaluate
 from sage_nb.report.plots import plot_control, plot_discovery, plot_edits, plot_faithfulness
 from sage_nb.report.report import SageReport
 from sage_nb.saes.composition import composition, interactions
-from sage_nb.saes.projection import identity_errors
 from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct
 from sage_nb.saes.sets import load_saes
 from sage_nb.tasks.task import load_task

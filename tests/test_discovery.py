@@ -5,6 +5,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sage_nb.core.activations import Node, capture, count_passes, run
+from sage_nb.core.doctor import examined
 from sage_nb.discovery.attribution import ATTRIBUTION_METHODS, all_nodes, attribution_patching, exact_patching
 from sage_nb.core.models import load_model
 from sage_nb.tasks.planted import planted_circuit
@@ -85,6 +86,7 @@ def test_held_out_effects_cost_two_passes_an_attribute_and_one_a_section(monkeyp
     planted = planted_circuit()
     task = planted.task(64)
     held_out = len(task.test) / len(task.train)  # one pass of the held-out prompts, in passes of the others
+    examined(planted.model)  # once for each model, and no part of a search
     with count_passes(planted.model, len(task.train)) as both:
         found = find_cross_sections(planted.model, task, ["which", "second"], ["q", "z"], verbose=False)
     with count_passes(planted.model, len(task.train)) as alone:

@@ -14,7 +14,7 @@ from sage_nb.core.models import load_model
 from sage_nb.discovery.attribution import all_nodes, exact_effects, first_order, sites_of
 from sage_nb.discovery.sections import find_cross_sections
 from sage_nb.saes.composition import _meetings
-from sage_nb.saes.projection import require_identity
+from sage_nb.core.sublayers import require_identity
 
 LIMIT = 1e-5
 KNOWN = [family for family in CONFIGS if family != "qwen-3.5"]  # whose queries and patterns are known

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sage_nb.core.activations import HEAD_SITES, Node, capture, hooked
 from sage_nb.discovery.attribution import all_nodes
 from sage_nb.core.models import EMBEDDED, load_model
+from sage_nb.core.sublayers import Norm, Reader, _agreed, require_identity
 from sage_nb.saes.adapters import from_sae_lens
 from sage_nb.saes.baselines import identity_sae
 from sage_nb.saes.codes import MOST_FORMED
-from sage_nb.saes.projection import Norm, Reader, _agreed, require_identity
 from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct
 from sage_nb.saes.routes import route_taken
 from sage_nb.saes.sets import SAESet, load_saes

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.activations import HEAD_SITES, Node, capture, run
+from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
 from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, chosen_sites
 from ..tasks.items import chosen_names, proportion, whole_number
@@ -281,6 +282,7 @@ def find_cross_sections(
     settings = _Settings(sites, coverage, min_effect, steps, qk_fix, max_prompts, min_accuracy)
     have, used = list(task.counterfactuals), _training_prompts(task, max_prompts)
     attributes = chosen_names("attribute", have if attributes is None else attributes, have)
+    examined(model).require(sites=[*sites, "resid_pre"])  # where gradients start
     accuracy = _require_accuracy(model, used, min_accuracy, batch_size)
     groups = list(product(settings.sites, task.prompts.positions))
     bar = tqdm(total=len(attributes) * len(groups), desc="cross-sections", disable=not verbose, leave=False)

@@ -17,6 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..core.activations import Node, capture, count_passes, remembered
+from ..core.doctor import Diagnosis, examined
 from ..core.intervals import Estimate
 from ..core.models import model_hash
 from ..discovery.sections import CrossSection, CrossSections
@@ -175,6 +176,12 @@ def _given(saes) -> list[SAESet]:
     return sets
 
 
+def _require_fit(diagnosis: Diagnosis, sections: CrossSections, given: Sequence[SAESet]) -> None:
+    "An error if the model fails a check that matters where the sections and SAEs are."
+    nodes = [*(node for section in sections for node in section.nodes), *(place for s in given for place in s.saes)]
+    diagnosis.require(sites={node.site for node in nodes})
+
+
 def _require_kinds(model, task, sections, truth) -> None:
     "An error for a name where what it stands for is needed, or for arguments in another order."
     require_task(task, model)
@@ -304,11 +311,14 @@ def evaluate(
     settings = Settings.of(tests, ProjectionSettings(scale, pattern, route), ks, criteria, batch_size)
     if not len(sections): raise ValueError(f"there is no cross-section to evaluate on: {'; '.join(sections.missing())}")
     truth.require(model, task)
-    figures, sets = _looked_at(model, task, sections, _given(saes), settings, force)
+    given, diagnosis = _given(saes), examined(model)
+    _require_fit(diagnosis, sections, given)
+    figures, sets = _looked_at(model, task, sections, given, settings, force)
     l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
     tried, in_order = [*baselines(model, task, sets, l0, twins), *sets], list(l0) if order_by_f1 else []
     about = _provenance(model, task, sections, truth, settings)
-    about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force}
+    about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force,
+              "doctor": diagnosis.record()}
     trials = []
     with remembered(), count_passes(model, len(task)) as passes:
         benches = _benches(model, task, sections, truth, tried, settings)

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from ..core.doctor import Diagnosis
 from ..discovery.sections import CrossSections
 from ..measures.control import ControlEvidence
 from ..measures.faithfulness import Runs
@@ -86,6 +87,11 @@ class SageReport:
         refused = [name for name in verdicts.index if name not in card.index]
         return card.reindex([*card.index, *refused]).rename_axis("sae").join(verdicts)
 
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        "What the doctor said of the model; None where it was not asked."
+        return Diagnosis.of_record(self.settings["doctor"]) if "doctor" in self.settings else None
+
     def parts(self) -> pd.DataFrame:
         "The parts of the score in each cross-section that counts."
         rows = []
@@ -113,7 +119,8 @@ class SageReport:
         counted = f"{int(self.sections.counts.sum())} of {len(self.sections)} cross-sections counted"
         partial = f" (partial: {self.settings['partial']})" if "partial" in self.settings else ""
         card = self.scorecard().map(_shown)
-        return "\n".join([f"SAGE scorecard: {task} on {model}, {counted}{partial}", card.to_string(), *self.notes])
+        notes = [*self.notes, self.diagnosis.line] if self.diagnosis else self.notes
+        return "\n".join([f"SAGE scorecard: {task} on {model}, {counted}{partial}", card.to_string(), *notes])
 
     __repr__ = __str__
 
@@ -154,9 +161,10 @@ def _repr_html_(self: SageReport) -> str:
     certificate = self.table[self.table.test == 0]
     certificate = certificate.pivot_table(index="section", columns="metric", values="value", sort=False)
     settings = escape(json.dumps(self.settings, indent=1, default=str))
+    doctor = _details(escape(self.diagnosis.line), self.diagnosis._repr_html_()) if self.diagnosis else ""
     return "\n".join([
         f"<h2>SAGE scorecard: {escape(task)} on {escape(model)}</h2>",
-        self.scorecard().round(3).to_html(na_rep="–"), *(f"<p>{escape(note)}</p>" for note in self.notes),
+        self.scorecard().round(3).to_html(na_rep="–"), *(f"<p>{escape(note)}</p>" for note in self.notes), doctor,
         _details("Parts by cross-section", self.parts().round(3).to_html(na_rep="–")), *_pictures(self),
         "<h3>Cross-sections</h3>", self.sections.round(3).to_html(index=False),
         _details("Certificate of the ground truth", certificate.round(3).to_html(na_rep="–")),

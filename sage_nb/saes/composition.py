@@ -21,7 +21,7 @@ from ..core.attention import Attention, key_head, norm_gain
 from ..truth.dictionaries import Dictionaries
 from ..truth.features import Dictionary
 from ..core.intervals import Estimate, interval
-from .projection import Reader, Writer, require_identity
+from ..core.sublayers import Reader, Writer, require_identity
 from ..tasks.task import Task
 
 # %% ../../nbs/5_saes/59_composition.ipynb #506782d9

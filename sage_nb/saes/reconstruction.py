@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 
 from ..core.activations import HEAD_SITES, Node, Prompts, capture, n_heads
 from ..core.attention import Attention, key_head
+from ..core.sublayers import Reader, Writer, require_identity
 from .codes import Codes, SparseSAE
-from .projection import Projection, Reader, Selection, Writer, require_identity
+from .projection import Projection, Selection
 from .routes import ROUTES, Share, node_shares
 from .sets import SAESet
 
