@@ -22,7 +22,7 @@ from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
 from ..core.models import EMBEDDED
 from .adapters import (
-    ARCHITECTURES, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook)
+    ARCHITECTURES, EMBEDDING, TRANSCODERS, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook)
 from .codes import SparseSAE, place_of
 
 # %% ../../nbs/5_saes/53_sets.ipynb #eeaa3d3d
@@ -147,6 +147,21 @@ def require(
             raise ValueError(f"{what} has no {node.site}: {there}")
         if sae.d_in != _width(model, node):
             raise ValueError(f"{what} has activations of width {_width(model, node)} there, not {sae.d_in}: {there}")
+        if sae.reading is not None: _require_reading(model, sae, what)
+        if sae.metadata.get("hook_name") == EMBEDDING and model.cfg.positional_embedding_type == "standard":
+            raise ValueError(f"{what} adds positions to its embedding: an SAE of the embedding alone stands nowhere "
+                             "in the stream; leave it out")
+
+
+def _require_reading(model, sae: SparseSAE, what: str):
+    "An error if a model has not what a transcoder reads."
+    reads, width = sae.reading.node, model.cfg.d_model
+    if reads.hook not in model.hook_dict:
+        hint = "TransformerBridge has one, so load it with load_model" if reads.site == "mlp_in" else "is another meant?"
+        raise ValueError(f"{what}, a {type(model).__name__}, has no {reads} for it to read: {hint}")
+    if sae.d_read != width:
+        raise ValueError(f"{what} holds {width} numbers at {reads} for it to read, not {sae.d_read}: "
+                         "is another set or model meant?")
 
 # %% ../../nbs/5_saes/53_sets.ipynb #99314a3e
 def embedded_saes() -> list[str]:
@@ -206,8 +221,10 @@ def check_files(
     if architecture not in SAE_CLASS_REGISTRY:
         raise ValueError(f"configuration {str(cfg)!r} says architecture {architecture!r}, which sae_lens does not know "
                          f"(has {', '.join(SAE_CLASS_REGISTRY)})")
-    if architecture not in ARCHITECTURES: return  # refused as what it is, when it is viewed
-    wanted = {"W_dec": (said["d_sae"], said["d_in"]), "b_dec": (said["d_in"],)}
+    if architecture not in ARCHITECTURES | TRANSCODERS: return  # refused as what it is, when it is viewed
+    d_out = said.get("d_out", said["d_in"])
+    wanted = {"W_dec": (said["d_sae"], d_out), "b_dec": (d_out,)}
+    if "skip" in architecture: wanted["W_skip"] = d_out, said["d_in"]
     for name, shape in wanted.items():
         if shapes.get(name) == shape: continue
         raise ValueError(f"weights {str(weights)!r} have {name} of shape {shapes.get(name)}, and by its cfg.json it is "
