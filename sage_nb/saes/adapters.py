@@ -122,7 +122,7 @@ TRANSCODERS: dict[str, Callable] = {
     "transcoder": _standard, "skip_transcoder": _standard, "jumprelu_transcoder": _jumprelu,
     "jumprelu_skip_transcoder": _jumprelu}
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #9e286260
+# %% ../../nbs/5_saes/52_adapters.ipynb #439d1b18
 _MLP_READS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid",
     "ln2.hook_normalized": "mlp_normalized", "mlp.hook_in": "mlp_in"}
@@ -233,7 +233,7 @@ def placement(
                          "load_saes({'L2.resid_pre': sae})")
     return Placement(node_of_hook(said.hook_name, said.head))
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #a416e4a3
+# %% ../../nbs/5_saes/52_adapters.ipynb #79fc6b08
 _OFF = {"b_enc": -torch.inf, "b_gate": -torch.inf, "threshold": torch.inf}  # switches a latent off for good
 
 
