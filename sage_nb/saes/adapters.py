@@ -24,7 +24,8 @@ _SITES_OF_HOOKS = {hook: site for site, hook in SITES.items()}
 
 
 _BLOCK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<name>.+)")
-_BLOCK_OUTPUT = re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)(?:\.output)?")
+_HF_BLOCK = r"(?:(?:model|language_model|transformer|gpt_neox)\.)+(?:layers|h)\.(?P<layer>\d+)"
+_BLOCK_OUTPUT = re.compile(_HF_BLOCK + r"(?:\.output)?")
 EMBEDDING = "hook_embed"
 
 
@@ -122,11 +123,11 @@ TRANSCODERS: dict[str, Callable] = {
     "transcoder": _standard, "skip_transcoder": _standard, "jumprelu_transcoder": _jumprelu,
     "jumprelu_skip_transcoder": _jumprelu}
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #439d1b18
+# %% ../../nbs/5_saes/52_adapters.ipynb #9ea8997a
 _MLP_READS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid",
     "ln2.hook_normalized": "mlp_normalized", "mlp.hook_in": "mlp_in"}
-_HANDED_TO_MLP = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:pre_feedforward_layernorm\.output|mlp\.input)")
+_HANDED_TO_MLP = re.compile(_HF_BLOCK + r"\.(?:pre_feedforward_layernorm\.output|mlp\.input)")
 
 
 def node_read(
@@ -233,7 +234,7 @@ def placement(
                          "load_saes({'L2.resid_pre': sae})")
     return Placement(node_of_hook(said.hook_name, said.head))
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #79fc6b08
+# %% ../../nbs/5_saes/52_adapters.ipynb #6defda63
 _OFF = {"b_enc": -torch.inf, "b_gate": -torch.inf, "threshold": torch.inf}  # switches a latent off for good
 
 
