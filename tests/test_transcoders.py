@@ -19,7 +19,7 @@ from sage_nb.report.evaluation import evaluate
 from sage_nb.report.trials import twin_name
 from sage_nb.saes.adapters import ARCHITECTURES, TRANSCODERS, from_sae_lens, random_sae_lens
 from sage_nb.saes.baselines import random_decoder
-from sage_nb.saes.codes import BlockEncoder, Reading, SparseSAE
+from sage_nb.saes.codes import BlockEncoder, TranscoderInput, SparseSAE
 from sage_nb.saes.fidelity import check_saes, next_token_loss, sae_inputs
 from sage_nb.saes.reconstruction import decompose, reconstruct
 from sage_nb.saes.routes import route_taken
@@ -225,7 +225,7 @@ def neurons(model, layer, k=512):
 
     def fire(x, part):
         return torch.nn.functional.gelu(x @ mlp.W_in[:, part] + mlp.b_in[part], approximate="tanh")
-    reading = Reading(Node("mlp_in", layer), 128)
+    reading = TranscoderInput(Node("mlp_in", layer), 128)
     encoder = BlockEncoder(fire, 512, k)
     return SparseSAE(Node("mlp_out", layer), mlp.W_out, mlp.b_out, encoder, "neurons", reading=reading)
 
@@ -235,7 +235,7 @@ def skipping(model, prompts, layer):
     x, y = (sae_inputs(model, prompts, Node(site, layer)).double() for site in ("mlp_in", "mlp_out"))
     W = torch.linalg.lstsq(x - x.mean(0), y - y.mean(0)).solution.T
     b, W = (y.mean(0) - W @ x.mean(0)).float(), W.float()
-    reading = Reading(Node("mlp_in", layer), 128, W)
+    reading = TranscoderInput(Node("mlp_in", layer), 128, W)
     def silent(x): return torch.ones(len(x), 4)
     return SparseSAE(Node("mlp_out", layer), torch.zeros(4, 128), b, silent, "skip", reading=reading)
 
@@ -251,7 +251,7 @@ def test_the_fit_of_a_transcoder_is_that_of_what_it_writes(lab):
     saes = SAESet("neurons", {Node("mlp_out", 1): neurons(model, 1)})
     fit = check_saes(model, task, saes, ["L1.mlp_out@END"], max_prompts=24).iloc[0]
     assert fit.verdict == "good" and fit["variance explained"] > 0.999 and fit["loss recovered"] > 0.99
-    wrong = replace(neurons(model, 3), node=Node("mlp_out", 1), reading=Reading("L1.mlp_in", 128))
+    wrong = replace(neurons(model, 3), node=Node("mlp_out", 1), reading=TranscoderInput("L1.mlp_in", 128))
     fit = check_saes(model, task, SAESet("wrong", {wrong.node: wrong}), ["L1.mlp_out@END"], max_prompts=24).iloc[0]
     assert fit.verdict == "refused" and "at L3.mlp_out" in fit.cause
     random = check_saes(model, task, load_saes(of_mlp("transcoder")), ["L1.mlp_out@END"], max_prompts=24).iloc[0]
@@ -260,7 +260,7 @@ def test_the_fit_of_a_transcoder_is_that_of_what_it_writes(lab):
 
 def test_the_fit_finds_what_a_transcoder_was_made_to_read(lab):
     model, task = lab
-    other = replace(neurons(model, 2), reading=Reading("L2.mlp_normalized", 128))  # without the norm's weights
+    other = replace(neurons(model, 2), reading=TranscoderInput("L2.mlp_normalized", 128))  # without the norm's weights
     fit = check_saes(model, task, SAESet("other", {other.node: other}), ["L2.mlp_out@END"], max_prompts=24).iloc[0]
     assert fit.verdict == "refused" and "of the activations reading L2.mlp_in" in fit.cause, fit.cause
 

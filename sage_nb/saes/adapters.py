@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.activations import SITES, Node
 from .codes import (
-    LATENT_BLOCK, NORMALISATIONS, BlockEncoder, Pursuit, Reading, SparseSAE, check_finite, latents_of, widen)
+    LATENT_BLOCK, NORMALISATIONS, BlockEncoder, Pursuit, TranscoderInput, SparseSAE, check_finite, latents_of, widen)
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #433cbfa3
 _SITES_OF_HOOKS = {hook: site for site, hook in SITES.items()}
@@ -123,7 +123,7 @@ TRANSCODERS: dict[str, Callable] = {
     "transcoder": _standard, "skip_transcoder": _standard, "jumprelu_transcoder": _jumprelu,
     "jumprelu_skip_transcoder": _jumprelu}
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #9ea8997a
+# %% ../../nbs/5_saes/52_adapters.ipynb #6ce20a4c
 _MLP_READS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid",
     "ln2.hook_normalized": "mlp_normalized", "mlp.hook_in": "mlp_in"}
@@ -179,7 +179,7 @@ def is_of_sae_lens(sae) -> bool:
     cfg = getattr(sae, "cfg", None)
     return callable(getattr(cfg, "architecture", None)) and hasattr(cfg, "metadata") and hasattr(cfg, "d_in")
 
-
+# %% ../../nbs/5_saes/52_adapters.ipynb #6496bffb
 def _refuse(said: Said, what: str):
     "An error for SAEs whose latents are no part of the activation at one token."
     if "transcoder" in said.architecture and not said.transcodes:
@@ -234,7 +234,7 @@ def placement(
                          "load_saes({'L2.resid_pre': sae})")
     return Placement(node_of_hook(said.hook_name, said.head))
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #6defda63
+# %% ../../nbs/5_saes/52_adapters.ipynb #c422b16e
 _OFF = {"b_enc": -torch.inf, "b_gate": -torch.inf, "threshold": torch.inf}  # switches a latent off for good
 
 
@@ -327,9 +327,9 @@ def _check_weights(sae, name: str):
         raise ValueError(f"SAE {name!r} has {tensor} of shape {found}, and its cfg says ({axes}) = {shape}: {hint}")
 
 
-def _reading(stored, reads: Node | None) -> Reading | None:
+def _reading(stored, reads: Node | None) -> TranscoderInput | None:
     "What a transcoder encodes."
-    return None if reads is None else Reading(reads, stored.cfg.d_in, getattr(stored, "W_skip", None))
+    return None if reads is None else TranscoderInput(reads, stored.cfg.d_in, getattr(stored, "W_skip", None))
 
 
 def from_sae_lens(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'NORMALISATIONS', 'Codes', 'to_codes', 'widen', 'BlockEncoder', 'Pursuit', 'Normalised',
-           'normalised', 'place_of', 'check_finite', 'Reading', 'SparseSAE', 'latents_of']
+           'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE', 'latents_of']
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
@@ -221,9 +221,9 @@ def _check_shapes(name: str, W_dec, b_dec):
     raise ValueError(f"SAE {name!r} has W_dec of shape {tuple(W_dec.shape)}, a row per latent, "
                      f"and b_dec of shape {tuple(b_dec.shape)}: {hint}")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
+# %% ../../nbs/5_saes/51_codes.ipynb #8bca2afa
 @dataclass(frozen=True, repr=False, eq=False)
-class Reading:
+class TranscoderInput:
     "What a transcoder encodes: not the activation that it rebuilds."
     node: Node  # at all tokens; a transcoder for one position reads there
     width: int
@@ -239,7 +239,7 @@ class Reading:
         raise ValueError(f"W_skip of a transcoder has shape {tuple(self.W_skip.shape)}, and it reads {self.width} "
                          f"numbers at {self.node}: give (d_out, {self.width})")
 
-
+# %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
 @dataclass(frozen=True, repr=False, eq=False)
 class SparseSAE:
     "An SAE at one place, frozen."
@@ -251,7 +251,7 @@ class SparseSAE:
     normalise: str = "none"  # or constant_norm_rescale, layer_norm
     architecture: str = "own"  # what kind of SAE it is, for reports
     metadata: Mapping = field(default_factory=dict)  # what its makers say of it: model_name, prepend_bos
-    reading: Reading | None = None  # what a transcoder encodes; None is the activation itself
+    reading: TranscoderInput | None = None  # what a transcoder encodes; None is the activation itself
 
     def __post_init__(self):
         if not isinstance(self.name, str): raise TypeError(f"SAE name {self.name!r} is no text")
@@ -388,7 +388,7 @@ def _not_finite(self: SparseSAE, x) -> str:
     return (f"SAE {self.name!r} at {self.node} gives latents that are nan or infinite{given}: "
             f"look at its weights, and whether {self.normalise!r} is how its activations are normalised")
 
-
+# %% ../../nbs/5_saes/51_codes.ipynb #4c7ef209
 @patch
 def dense_encode(self: SparseSAE, x: Float[Tensor, "... d_read"]) -> Float[Tensor, "... latent"]:
     "The activations of all latents: for a look at a few tokens."

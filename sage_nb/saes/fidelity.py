@@ -234,6 +234,8 @@ class _Pair(NamedTuple):
 def _centred(x: Tensor) -> Tensor: return x - x.mean(-1, keepdim=True)
 
 
+
+# %% ../../nbs/5_saes/55_fidelity.ipynb #66a71a6d
 @dataclass(frozen=True)
 class _Trial:
     "The activations of some prompts at all places that SAEs of a kind may be meant for."
@@ -376,7 +378,8 @@ def _lost(losses: Losses, expected: float, limits: FitLimits) -> Iterator[Findin
 
 
 _MEANINGS = {
-    "at": "it is of another layer", "reading": "it is made for another form of what the MLP reads", "centred": "it is of a model with center_writing_weights",
+    "at": "it is of another layer", "reading": "it is made for another form of what the MLP reads",
+    "centred": "it is of a model with center_writing_weights",
     "multiplied": "the activations it was trained on were scaled", "without": "it was trained without <bos>",
     "with": "it was trained with <bos>"}
 

@@ -159,7 +159,8 @@ def _require_reading(model, sae: SparseSAE, what: str):
     "An error if a model has not what a transcoder reads."
     reads, width = sae.reading.node, model.cfg.d_model
     if reads.hook not in model.hook_dict:
-        hint = "TransformerBridge has one, so load it with load_model" if reads.site == "mlp_in" else "is another meant?"
+        bridge = "TransformerBridge has one, so load it with load_model"
+        hint = bridge if reads.site == "mlp_in" else "is another meant?"
         raise ValueError(f"{what}, a {type(model).__name__}, has no {reads} for it to read: {hint}")
     if sae.d_read != width:
         raise ValueError(f"{what} holds {width} numbers at {reads} for it to read, not {sae.d_read}: "
@@ -203,7 +204,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                          f"{path.stat().st_size} bytes and announces {announced}")
     return {name: tuple(said["shape"]) for name, said in tensors.items()}
 
-
+# %% ../../nbs/5_saes/53_sets.ipynb #a25d3e6f
 def check_files(
     folder: Path,  # of one SAE of sae_lens
 ):
@@ -232,7 +233,7 @@ def check_files(
         raise ValueError(f"weights {str(weights)!r} have {name} of shape {shapes.get(name)}, and by its cfg.json it is "
                          f"{shape}: the two files are not of the same SAE")
 
-# %% ../../nbs/5_saes/53_sets.ipynb #cc50c011
+# %% ../../nbs/5_saes/53_sets.ipynb #ebbbd6b6
 _LAYER = re.compile(r"(layers?[._]?|blocks\.|\bl)\d+")
 
 
@@ -249,6 +250,18 @@ def name_and_ids(
     "The name, and the pattern of the SAEs that are meant; all if none is given."
     name, colon, ids = source.partition(":")
     return (name, ids or "*") if colon and not Path(source).expanduser().exists() else (source, "*")
+
+# %% ../../nbs/5_saes/53_sets.ipynb #435578a3
+def refuse_part(
+    conversion: str | None,  # how sae_lens reads the release
+    path: str,  # of one SAE in it
+    what: str,
+):
+    "An error for a layer of a cross-layer transcoder."
+    if "clt" not in f"{conversion} {path}": return
+    raise ValueError(f"{what} is a layer of a cross-layer transcoder: its latents write to this and all later layers, "
+                     "and sae_lens sums these writes up, so that they rebuild no layer's mlp_out. "
+                     "Use transcoders of single layers")
 
 # %% ../../nbs/5_saes/53_sets.ipynb #8e5edb27
 def _matching(names: Iterable[str], pattern: str, where: str) -> list[str]:
@@ -276,18 +289,6 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
     for part in parts:
         sae = SAE.load_from_disk(str(folder / part), dtype=str(dtype).split(".")[-1], device=device or "cpu")
         yield part, from_sae_lens(sae, name, dtype=dtype)
-
-
-def refuse_part(
-    conversion: str | None,  # how sae_lens reads the release
-    path: str,  # of one SAE in it
-    what: str,
-):
-    "An error for a layer of a cross-layer transcoder."
-    if "clt" not in f"{conversion} {path}": return
-    raise ValueError(f"{what} is a layer of a cross-layer transcoder: its latents write to this and all later layers, "
-                     "and sae_lens sums these writes up, so that they rebuild no layer's mlp_out. "
-                     "Use transcoders of single layers")
 
 
 def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, SparseSAE]]:
