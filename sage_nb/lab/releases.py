@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['hook_in', 'Prediction', 'predict', 'Verdict', 'judge', 'choice', 'model_architecture', 'release_table']
 
-# %% ../../nbs/8_lab/80_releases.ipynb #4788370c
+# %% ../../nbs/8_lab/80_releases.ipynb #374cd6ed
 import json
 import re
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ from ..core.activations import Node
 from ..saes.adapters import Placement, Said, placement
 from ..saes.sets import STREAM, pattern_of, refuse_part, same_place
 
-# %% ../../nbs/8_lab/80_releases.ipynb #9d61843b
+# %% ../../nbs/8_lab/80_releases.ipynb #b33fd2c5
 _SITE_IN_ID = re.compile(
     r"blocks\.(?P<layer>\d+)\.hook_(?P<site>resid_pre|resid_mid|resid_post|attn_out|mlp_out|z)(?![a-z])")
 _SITE_BEFORE_LAYER = re.compile(r"(?P<site>resid_post)_layer_(?P<layer>\d+)")
@@ -63,7 +63,7 @@ def _assumed(hook: str | None, model: str) -> dict[str, dict[str, dict]]:
 _TEMPORAL = dict.fromkeys(("exp_factor", "n_heads", "n_attn_layers", "bottleneck_factor", "sae_diff_type", "kval_topk",
                            "tied_weights", "scaling_factor"), 1)
 
-# %% ../../nbs/8_lab/80_releases.ipynb #cad47949
+# %% ../../nbs/8_lab/80_releases.ipynb #0f4e529a
 @contextmanager
 def _without_hub(files: Mapping[str, dict]) -> Iterator[None]:
     "Within it, sae_lens' readers find these files and no others."
@@ -109,7 +109,7 @@ def predict(
     by_path = reader == "gemma_3" and not said.transcodes  # of a transcoder, a file says which form it reads
     return Prediction(said, reader in _BY_NAME or by_path)
 
-# %% ../../nbs/8_lab/80_releases.ipynb #74ddc12c
+# %% ../../nbs/8_lab/80_releases.ipynb #81e7cd14
 class Verdict(NamedTuple):
     "What can be said of one SAE of a release."
     verdict: str  # usable, predicted or refused
@@ -130,7 +130,7 @@ def judge(
     except ValueError as error: return Verdict("refused", None, str(error))
     return Verdict("usable" if prediction.sure else "predicted", place)
 
-# %% ../../nbs/8_lab/80_releases.ipynb #ea300df7
+# %% ../../nbs/8_lab/80_releases.ipynb #dde90afb
 def choice(
     places: Mapping[str, Node],  # label -> where the SAE stands
 ) -> tuple[str, int]:  # `*` if there is nothing to choose; and how many places it reaches
@@ -159,7 +159,7 @@ def model_architecture(
         if api.is_architecture_supported(found): return found
     return ""
 
-# %% ../../nbs/8_lab/80_releases.ipynb #84757e77
+# %% ../../nbs/8_lab/80_releases.ipynb #582f0dd8
 def _words(words) -> str: return ", ".join(sorted(set(words)))
 
 

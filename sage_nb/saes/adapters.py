@@ -123,7 +123,7 @@ TRANSCODERS: dict[str, Callable] = {
     "transcoder": _standard, "skip_transcoder": _standard, "jumprelu_transcoder": _jumprelu,
     "jumprelu_skip_transcoder": _jumprelu}
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #6ce20a4c
+# %% ../../nbs/5_saes/52_adapters.ipynb #ff554022
 _MLP_READS = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid",
     "ln2.hook_normalized": "mlp_normalized", "mlp.hook_in": "mlp_in"}
@@ -179,7 +179,7 @@ def is_of_sae_lens(sae) -> bool:
     cfg = getattr(sae, "cfg", None)
     return callable(getattr(cfg, "architecture", None)) and hasattr(cfg, "metadata") and hasattr(cfg, "d_in")
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #6496bffb
+# %% ../../nbs/5_saes/52_adapters.ipynb #fbd9ff1e
 def _refuse(said: Said, what: str):
     "An error for SAEs whose latents are no part of the activation at one token."
     if "transcoder" in said.architecture and not said.transcodes:
@@ -234,7 +234,7 @@ def placement(
                          "load_saes({'L2.resid_pre': sae})")
     return Placement(node_of_hook(said.hook_name, said.head))
 
-# %% ../../nbs/5_saes/52_adapters.ipynb #c422b16e
+# %% ../../nbs/5_saes/52_adapters.ipynb #b1e06197
 _OFF = {"b_enc": -torch.inf, "b_gate": -torch.inf, "threshold": torch.inf}  # switches a latent off for good
 
 

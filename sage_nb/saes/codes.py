@@ -221,7 +221,7 @@ def _check_shapes(name: str, W_dec, b_dec):
     raise ValueError(f"SAE {name!r} has W_dec of shape {tuple(W_dec.shape)}, a row per latent, "
                      f"and b_dec of shape {tuple(b_dec.shape)}: {hint}")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #8bca2afa
+# %% ../../nbs/5_saes/51_codes.ipynb #6fd7c0d8
 @dataclass(frozen=True, repr=False, eq=False)
 class TranscoderInput:
     "What a transcoder encodes: not the activation that it rebuilds."
@@ -238,6 +238,13 @@ class TranscoderInput:
         if self.W_skip.ndim == 2 and self.W_skip.shape[1] == self.width: return
         raise ValueError(f"W_skip of a transcoder has shape {tuple(self.W_skip.shape)}, and it reads {self.width} "
                          f"numbers at {self.node}: give (d_out, {self.width})")
+
+
+def _check_skip(name: str, d_out: int, reading: TranscoderInput | None):
+    "Refuse a skip that writes something else than the decoder."
+    if reading is None or reading.W_skip is None or len(reading.W_skip) == d_out: return
+    raise ValueError(f"SAE {name!r} writes {d_out} numbers, and its W_skip {len(reading.W_skip)}: "
+                     "they are not of the same transcoder")
 
 # %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
 @dataclass(frozen=True, repr=False, eq=False)
@@ -264,10 +271,7 @@ class SparseSAE:
         if self.normalise not in NORMALISATIONS:
             raise ValueError(f"normalisation {self.normalise!r} of SAE {self.name!r} is not one of "
                              f"{', '.join(NORMALISATIONS)}")
-        W_skip = None if self.reading is None else self.reading.W_skip
-        if W_skip is not None and len(W_skip) != self.d_in:
-            raise ValueError(f"SAE {self.name!r} writes {self.d_in} numbers, and its W_skip {len(W_skip)}: "
-                             "they are not of the same transcoder")
+        _check_skip(self.name, self.d_in, self.reading)
 
     def __repr__(self):
         reads = "" if self.reading is None else f", read from {self.reading.node}"
@@ -388,7 +392,7 @@ def _not_finite(self: SparseSAE, x) -> str:
     return (f"SAE {self.name!r} at {self.node} gives latents that are nan or infinite{given}: "
             f"look at its weights, and whether {self.normalise!r} is how its activations are normalised")
 
-# %% ../../nbs/5_saes/51_codes.ipynb #4c7ef209
+# %% ../../nbs/5_saes/51_codes.ipynb #beaa2f28
 @patch
 def dense_encode(self: SparseSAE, x: Float[Tensor, "... d_read"]) -> Float[Tensor, "... latent"]:
     "The activations of all latents: for a look at a few tokens."

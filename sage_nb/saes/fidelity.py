@@ -235,7 +235,7 @@ def _centred(x: Tensor) -> Tensor: return x - x.mean(-1, keepdim=True)
 
 
 
-# %% ../../nbs/5_saes/55_fidelity.ipynb #66a71a6d
+# %% ../../nbs/5_saes/55_fidelity.ipynb #c93b1c9e
 @dataclass(frozen=True)
 class _Trial:
     "The activations of some prompts at all places that SAEs of a kind may be meant for."

@@ -204,7 +204,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                          f"{path.stat().st_size} bytes and announces {announced}")
     return {name: tuple(said["shape"]) for name, said in tensors.items()}
 
-# %% ../../nbs/5_saes/53_sets.ipynb #a25d3e6f
+# %% ../../nbs/5_saes/53_sets.ipynb #9b56760c
 def check_files(
     folder: Path,  # of one SAE of sae_lens
 ):
@@ -233,7 +233,7 @@ def check_files(
         raise ValueError(f"weights {str(weights)!r} have {name} of shape {shapes.get(name)}, and by its cfg.json it is "
                          f"{shape}: the two files are not of the same SAE")
 
-# %% ../../nbs/5_saes/53_sets.ipynb #ebbbd6b6
+# %% ../../nbs/5_saes/53_sets.ipynb #38deb3b7
 _LAYER = re.compile(r"(layers?[._]?|blocks\.|\bl)\d+")
 
 
@@ -251,7 +251,7 @@ def name_and_ids(
     name, colon, ids = source.partition(":")
     return (name, ids or "*") if colon and not Path(source).expanduser().exists() else (source, "*")
 
-# %% ../../nbs/5_saes/53_sets.ipynb #435578a3
+# %% ../../nbs/5_saes/53_sets.ipynb #3e6ba0cd
 def refuse_part(
     conversion: str | None,  # how sae_lens reads the release
     path: str,  # of one SAE in it
