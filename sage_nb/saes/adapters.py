@@ -230,8 +230,8 @@ def placement(
     if said.transcodes: return _transcoder_placement(said, what, node)
     if node is not None: return Placement(node)
     if said.hook_name is None:
-        raise ValueError(f"{what} does not say where it stands: give it a `hook_name` (blocks.2.hook_resid_pre) or load "
-                         "it by its node, as in load_saes({'L2.resid_pre': sae})")
+        raise ValueError(f"{what} does not say where it stands: give it a `hook_name` (blocks.2.hook_resid_pre), or "
+                         "load it by its node, as in load_saes({'L2.resid_pre': sae})")
     return Placement(node_of_hook(said.hook_name, said.head))
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #b1e06197
