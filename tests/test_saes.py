@@ -23,7 +23,7 @@ from sage_nb.core.activations import Node
 from sage_nb.core.digest import digest_of
 from sage_nb.core.models import EMBEDDED
 from sage_nb.truth.features import Dictionary, Features
-from sage_nb.saes.adapters import ARCHITECTURES, from_object, from_sae_lens, random_sae_lens
+from sage_nb.saes.adapters import ARCHITECTURES, TRANSCODERS, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import BlockEncoder, Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, embedded_saes, load_saes
 from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
@@ -191,22 +191,14 @@ def sae_of(architecture, **settings):
     return SAE.from_dict(dict(architecture=architecture, d_in=16, d_sae=64, metadata=metadata, **settings))
 
 
-TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-
-
-@pytest.mark.parametrize("architecture", TRANSCODERS)
-def test_transcoders_are_refused(architecture):
-    with pytest.raises(ValueError, match="latents of a transcoder are no parts of what it reads"):
-        load_saes([sae_of(architecture, d_out=16, apply_b_dec_to_input=False)])
-
-
 def test_sequence_saes_are_refused():
     with pytest.raises(ValueError, match="reads a whole sequence at a time"):
         load_saes([sae_of("temporal", n_heads=1, bottleneck_factor=64, kval_topk=4)])
 
 
 @pytest.mark.parametrize("hook", [
-    "blocks.0.mlp.hook_post", "blocks.0.ln1.hook_normalized", "hook_embed", "model.layers.3", "blocks.x.hook_resid_pre",
+    "blocks.0.mlp.hook_post", "blocks.0.ln1.hook_normalized", "hook_pos_embed", "model.layers.3.mlp",
+    "blocks.x.hook_resid_pre",
 ])
 def test_saes_at_other_hooks_are_refused(hook):
     sae = random_sae_lens("standard", hook=hook)

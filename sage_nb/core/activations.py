@@ -33,6 +33,7 @@ HEAD_SITES = ("q", "k", "v", "z")
 _READ_ONLY = {
     "pattern": "attn.hook_pattern", "scores": "attn.hook_attn_scores",
     "cos": "attn.hook_cos", "sin": "attn.hook_sin", "scale": "ln1.hook_scale",
+    "mlp_normalized": "ln2.hook_normalized", "mlp_in": "mlp.hook_in",
 }
 _NODE = re.compile(r"L(?P<layer>\d+)(H(?P<head>\d+))?\.(?P<site>\w+)(@(?P<position>\S+))?")
 

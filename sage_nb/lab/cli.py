@@ -236,7 +236,7 @@ def _work(self: Discover, console: Console, results: Results):
 @dataclass(frozen=True)
 class Evaluate(Discover):
     "Score SAEs on a task and write a report."
-    saes: Sequence[str] = ("tiny-gpt2-res-topk",)  # embedded sets, folders or sae_lens releases; with commas
+    saes: Sequence[str] = ("tiny-gpt2-res-topk",)  # embedded sets, folders, releases, release:pattern; with commas
     products: bool = False  # let products of attributes into the ground truth where cross-validation says they help
     force: bool = False  # also score SAEs that do not fit the model; the report says so
     out: str = "results"  # folder for report.html, .json, table.csv, evidence.safetensors, and SAEBench's layout

@@ -112,6 +112,8 @@ def check_task(
 def _made_for(name: str) -> str | None:
     "The model that SAEs were made for, or None where only the SAEs can tell; an error if there are none."
     folder, embedded, path = Path(name).expanduser(), embedded_names("saes"), _IS_PATH.match(name)
+    whole, chosen, _ = name.partition(":")
+    if chosen and not folder.exists(): return _made_for(whole)  # a pattern behind it says which are meant
     if name in embedded: return json.loads((_EMBEDDED / "saes" / name / "card.json").read_text())["model"]
     if folder.is_file(): raise ValueError(f"SAEs {name!r} are a file: give the folder that it is in")
     if folder.is_dir():
@@ -125,14 +127,14 @@ def _made_for(name: str) -> str | None:
 
 
 def check_sae_names(
-    names: Sequence[str],  # embedded sets, folders or releases
+    names: Sequence[str],  # embedded sets, folders or releases, perhaps with `:` and a pattern of SAEs behind
     model: str,  # that they are to be scored on
     force: bool = False,  # let embedded sets pass that were made for another embedded model
 ) -> None:
     "Refuse SAEs that are not there, were made for another model, or share a name."
     models, titles = embedded_names("models"), {}
     for name in names:
-        made_for, title = _made_for(name), Path(name).name
+        made_for, title = _made_for(name), name if ":" in name else Path(name).name
         forced = force and made_for in models
         if model in models and made_for not in (model, None) and not forced:
             remedy = "; --force scores them anyway" if made_for in models else f": --model {made_for}"

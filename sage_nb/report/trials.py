@@ -73,7 +73,8 @@ def twin_name(name: str) -> str:
 
 
 def _twin(saes: SAESet, acts: dict[Node, Float[Tensor, "token d"]]) -> SAESet:
-    return _like(saes, twin_name(saes.name), lambda sae: random_decoder(sae, acts[sae.node]))
+    def twin(sae): return random_decoder(sae, acts[sae.node], reads=acts[sae.reads()])
+    return _like(saes, twin_name(saes.name), twin)
 
 
 def _pca(saes: SAESet, acts: dict[Node, Float[Tensor, "token d"]], l0: float) -> SAESet:
@@ -93,7 +94,8 @@ def baselines(
     "A random twin of each set, and PCA once for each number of components and kind of place."
     prompts, made = task.train.prompts[:_MAX_PROMPTS], {}
     for saes in sets:
-        acts = {sae.node: sae_inputs(model, prompts, sae.node) for sae in saes}
+        places = dict.fromkeys(node for sae in saes for node in (sae.node, sae.reads()))
+        acts = {node: sae_inputs(model, prompts, node) for node in places}
         twin = [_twin(saes, acts)] if twins else []
         for baseline in (*twin, _pca(saes, acts, l0[saes.name])):
             if baseline.name not in l0: made.setdefault(baseline.name, baseline)

@@ -66,19 +66,24 @@ def random_decoder(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # for the number of active latents, and for the mean, which becomes b_dec
     seed: int = 0,  # with the SAE's place, for the directions
+    reads: Float[Tensor, "token d_read"] | None = None,  # of a transcoder, what it reads at those tokens
 ) -> SparseSAE:
     "An SAE of the same shape at the same place with random unit directions, whose codes are found by matching pursuit."
     if not isinstance(sae, SparseSAE):
         raise TypeError(f"{type(sae).__name__} is no SparseSAE: give one SAE at a time, as saes.before(3)")
     _check_activations(x, f"the random decoder beside SAE {sae.name!r}")
     if not isinstance(seed, int): raise TypeError(f"seed={seed!r} is no whole number")
-    l0 = min(max(round(sae.encode(x).l0), 1), sae.d_in)
+    if sae.reading is not None and reads is None:
+        raise ValueError(f"the random decoder beside transcoder {sae.name!r} has as many active latents: "
+                         f"give what that reads, the activations at {sae.reads()}, as `reads`")
+    l0 = min(max(round(sae.encode(x if reads is None else reads).l0), 1), sae.d_in)
     W_dec = torch.randn(sae.W_dec.shape, generator=_generator_at(sae.node, seed))
     W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(sae.W_dec)
-    b_dec = normalised(x.to(W_dec.device, widen(W_dec).dtype), sae.normalise)[0].mean(0)
+    normalise = sae.normalise if sae.reading is None else "none"  # a transcoder's is of what it reads
+    b_dec = normalised(x.to(W_dec.device, widen(W_dec).dtype), normalise)[0].mean(0)
     pursuit = Pursuit(W_dec, l0)
     name, kind = f"{sae.name}, random decoder", "random decoder"
-    return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), name, sae.normalise, kind)
+    return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), name, normalise, kind)
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #cdfa50e2
 _Choice = dict[str, Int[Tensor, "prompt"]]  # attribute -> the index of the value chosen in each prompt

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'NORMALISATIONS', 'Codes', 'to_codes', 'widen', 'BlockEncoder', 'Pursuit', 'Normalised',
-           'normalised', 'place_of', 'check_finite', 'SparseSAE', 'latents_of']
+           'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE', 'latents_of']
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
@@ -28,6 +28,7 @@ class Codes(NamedTuple):
     values: Float[Tensor, "... active"]
     scale: Float[Tensor, "... 1"] | None = None  # s, what the activation was divided by; None is 1
     shift: Float[Tensor, "... 1"] | None = None  # m, what was subtracted from each of its entries; None is 0
+    skip: Float[Tensor, "... d_in"] | None = None  # what a transcoder passes on of what it reads; None is 0
 
     @property
     def weights(self) -> Float[Tensor, "... active"]:
@@ -220,6 +221,31 @@ def _check_shapes(name: str, W_dec, b_dec):
     raise ValueError(f"SAE {name!r} has W_dec of shape {tuple(W_dec.shape)}, a row per latent, "
                      f"and b_dec of shape {tuple(b_dec.shape)}: {hint}")
 
+# %% ../../nbs/5_saes/51_codes.ipynb #6fd7c0d8
+@dataclass(frozen=True, repr=False, eq=False)
+class TranscoderInput:
+    "What a transcoder encodes: not the activation that it rebuilds."
+    node: Node  # at all tokens; a transcoder for one position reads there
+    width: int
+    W_skip: Float[Tensor, "d_in d_read"] | None = None  # what it passes on directly; None is nothing
+
+    def __post_init__(self):
+        object.__setattr__(self, "node", Node.of(self.node))
+        if not isinstance(self.width, int) or self.width < 1:
+            raise ValueError(f"width={self.width!r} of what a transcoder reads at {self.node} must be 1 or more")
+        if self.W_skip is None: return
+        check_finite(f"of a transcoder that reads {self.node}", {"W_skip": self.W_skip})
+        if self.W_skip.ndim == 2 and self.W_skip.shape[1] == self.width: return
+        raise ValueError(f"W_skip of a transcoder has shape {tuple(self.W_skip.shape)}, and it reads {self.width} "
+                         f"numbers at {self.node}: give (d_out, {self.width})")
+
+
+def _check_skip(name: str, d_out: int, reading: TranscoderInput | None):
+    "Refuse a skip that writes something else than the decoder."
+    if reading is None or reading.W_skip is None or len(reading.W_skip) == d_out: return
+    raise ValueError(f"SAE {name!r} writes {d_out} numbers, and its W_skip {len(reading.W_skip)}: "
+                     "they are not of the same transcoder")
+
 # %% ../../nbs/5_saes/51_codes.ipynb #a5636f85
 @dataclass(frozen=True, repr=False, eq=False)
 class SparseSAE:
@@ -232,6 +258,7 @@ class SparseSAE:
     normalise: str = "none"  # or constant_norm_rescale, layer_norm
     architecture: str = "own"  # what kind of SAE it is, for reports
     metadata: Mapping = field(default_factory=dict)  # what its makers say of it: model_name, prepend_bos
+    reading: TranscoderInput | None = None  # what a transcoder encodes; None is the activation itself
 
     def __post_init__(self):
         if not isinstance(self.name, str): raise TypeError(f"SAE name {self.name!r} is no text")
@@ -244,9 +271,12 @@ class SparseSAE:
         if self.normalise not in NORMALISATIONS:
             raise ValueError(f"normalisation {self.normalise!r} of SAE {self.name!r} is not one of "
                              f"{', '.join(NORMALISATIONS)}")
+        _check_skip(self.name, self.d_in, self.reading)
 
     def __repr__(self):
-        return f"SparseSAE {self.name!r} at {self.node}: {self.architecture}, {self.d_sae} latents of width {self.d_in}"
+        reads = "" if self.reading is None else f", read from {self.reading.node}"
+        kind = f"{self.architecture}, {self.d_sae} latents of width {self.d_in}"
+        return f"SparseSAE {self.name!r} at {self.node}: {kind}{reads}"
 
     @property
     def d_sae(self) -> int: return self.W_dec.shape[0]
@@ -254,10 +284,24 @@ class SparseSAE:
     @property
     def d_in(self) -> int: return self.W_dec.shape[1]
 
+    @property
+    def d_read(self) -> int:
+        "The width of what is encoded; another than `d_in` for some transcoders."
+        return self.d_in if self.reading is None else self.reading.width
+
+    def reads(
+        self,
+        node: Node | None = None,  # the activation that is asked about; by default that at the SAE's own place
+    ) -> Node:
+        "What is encoded to speak for a node: the node itself, or what a transcoder reads at its position."
+        node = self.node if node is None else node
+        return node if self.reading is None else self.reading.node._replace(position=node.position)
+
     @cached_property
     def digest(self) -> str:
         "16 hex digits that differ where anything that decides codes or reconstructions does; its name does not."
-        return digest_of(str(self.node), self.W_dec, self.b_dec, self.normalise, self.encoder)
+        read = [] if self.reading is None else [str(self.reading.node), self.reading.width, self.reading.W_skip]
+        return digest_of(str(self.node), self.W_dec, self.b_dec, self.normalise, self.encoder, *read)
 
 
 @depends_on.register
@@ -289,22 +333,22 @@ def _joined(parts: list[Codes]) -> Codes:
     def filled(rows): return pad(rows, (0, width - rows.shape[-1]))
     indices = torch.cat([filled(part.indices) for part in parts])
     codes = Codes(indices, values=torch.cat([filled(part.values) for part in parts]))
-    if parts[0].scale is not None: codes = codes._replace(scale=torch.cat([part.scale for part in parts]))
-    return codes if parts[0].shift is None else codes._replace(shift=torch.cat([part.shift for part in parts]))
+    extras = {name: [getattr(part, name) for part in parts] for name in ("scale", "shift", "skip")}
+    return codes._replace(**{name: torch.cat(some) for name, some in extras.items() if some[0] is not None})
 
 # %% ../../nbs/5_saes/51_codes.ipynb #ffea68e0
 @patch
 @torch.no_grad()
 def encode(
     self: SparseSAE,
-    x: Float[Tensor, "... d_in"],
+    x: Float[Tensor, "... d_read"],  # activations at its place; of a transcoder, what it reads
     chunk: int | None = None,  # tokens at a time; by default as many as `MOST_FORMED` allows
 ) -> Codes:
     "Sparse codes of activations."
     self._check_input(x, chunk)
     in_blocks = isinstance(self.encoder, (BlockEncoder, Pursuit))
     formed = min(self.d_sae, LATENT_BLOCK) if in_blocks else self.d_sae
-    tokens = widen(x.to(self.W_dec.device), widen(self.b_dec).dtype).reshape(-1, self.d_in)
+    tokens = widen(x.to(self.W_dec.device), widen(self.b_dec).dtype).reshape(-1, self.d_read)
     codes = _joined([self._encode(some) for some in tokens.split(chunk or max(MOST_FORMED // formed, 1))])
     if not in_blocks: self._check_latents(codes)
     if not codes.values.isfinite().all(): raise ValueError(self._not_finite(x))
@@ -316,7 +360,9 @@ def _encode(self: SparseSAE, tokens):
     seen = normalised(tokens, self.normalise)
     codes = self.encoder(seen.x)
     if not isinstance(codes, Codes): codes = to_codes(latents_of(codes, len(tokens), self.d_sae, self.name))
-    return codes._replace(scale=seen.scale, shift=seen.shift)
+    if self.reading is None: return codes._replace(scale=seen.scale, shift=seen.shift)
+    W_skip = self.reading.W_skip  # what a transcoder rebuilds is another activation, so no scale is given back to it
+    return codes if W_skip is None else codes._replace(skip=tokens @ widen(W_skip, tokens.dtype).T)
 
 
 @patch
@@ -324,10 +370,11 @@ def _check_input(self: SparseSAE, x, chunk):
     if not isinstance(x, Tensor):
         raise TypeError(f"SAE {self.name!r} takes activations as a tensor, got {type(x).__name__}: "
                         "convert them, as in torch.as_tensor(x)")
-    if x.ndim == 0 or x.shape[-1] != self.d_in:
+    if x.ndim == 0 or x.shape[-1] != self.d_read:
         got = x.shape[-1] if x.ndim else "a single number"
-        raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_in}, got {got}: "
-                         f"it stands at {self.node}, and is it one of this model?")
+        what = "stands at" if self.reading is None else "reads"
+        raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_read}, got {got}: "
+                         f"it {what} {self.reads()}, and is it one of this model?")
     if chunk is not None and chunk < 1: raise ValueError(f"chunk={chunk} tokens at a time is less than 1")
 
 
@@ -345,9 +392,9 @@ def _not_finite(self: SparseSAE, x) -> str:
     return (f"SAE {self.name!r} at {self.node} gives latents that are nan or infinite{given}: "
             f"look at its weights, and whether {self.normalise!r} is how its activations are normalised")
 
-
+# %% ../../nbs/5_saes/51_codes.ipynb #beaa2f28
 @patch
-def dense_encode(self: SparseSAE, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... latent"]:
+def dense_encode(self: SparseSAE, x: Float[Tensor, "... d_read"]) -> Float[Tensor, "... latent"]:
     "The activations of all latents: for a look at a few tokens."
     codes = self.encode(x)
     return codes.values.new_zeros(*x.shape[:-1], self.d_sae).scatter_add(-1, codes.indices, codes.values)
@@ -361,10 +408,11 @@ def directions(self: SparseSAE, indices: Int[Tensor, "..."]) -> Float[Tensor, ".
 
 @patch
 def bias(self: SparseSAE, codes: Codes) -> Float[Tensor, "... d_in"]:
-    "What the reconstruction holds beside the latents, $s\\,b_{dec} + m$."
+    "What the reconstruction holds beside the latents, $s\\,b_{dec} + m$; of a transcoder, with its skip."
     bias = widen(self.b_dec).expand(*codes.values.shape[:-1], -1)
     if codes.scale is not None: bias = bias * codes.scale
-    return bias if codes.shift is None else bias + codes.shift
+    if codes.shift is not None: bias = bias + codes.shift
+    return bias if codes.skip is None else bias + codes.skip
 
 
 @patch
@@ -384,6 +432,6 @@ def decode(self: SparseSAE, codes: Codes) -> Float[Tensor, "... d_in"]:
 
 
 @patch
-def reconstruct(self: SparseSAE, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
-    "Encode and decode."
+def reconstruct(self: SparseSAE, x: Float[Tensor, "... d_read"]) -> Float[Tensor, "... d_in"]:
+    "Encode and decode: `x` rebuilt, or what a transcoder makes of it."
     return self.decode(self.encode(x)).to(x.device)

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,11 +57,14 @@ def sae_inputs(
 @torch.no_grad()
 def variance_explained_by(
     sae: SparseSAE,
-    x: Float[Tensor, "... d_in"],  # activations at the SAE's place
+    x: Float[Tensor, "... d_read"],  # activations at the SAE's place; of a transcoder, what it reads
+    y: Float[Tensor, "... d_in"] | None = None,  # what it rebuilds, of a transcoder
 ) -> float:
     "The share of the activations' variance that the SAE's reconstruction holds; at most 1, nan where none varies."
     if x.dim() < 2 or not x.numel(): raise ValueError(f"activations {tuple(x.shape)} must be some tokens by d_in")
-    return _share_explained(x.flatten(0, -2), sae.reconstruct(x).flatten(0, -2))
+    if y is None and sae.reading is not None:
+        raise ValueError(f"transcoder {sae.name!r} rebuilds {sae.node} of {sae.reads()}: give the one and the other")
+    return _share_explained((x if y is None else y).flatten(0, -2), sae.reconstruct(x).flatten(0, -2))
 
 
 def _share_explained(x: Float[Tensor, "token d_in"], x_hat: Float[Tensor, "token d_in"]) -> float:
@@ -69,11 +72,12 @@ def _share_explained(x: Float[Tensor, "token d_in"], x_hat: Float[Tensor, "token
     return (1 - missed / varies).item() if varies > 0 else float("nan")
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #1b418914
-def _changed(model, batch: Prompts, place: Node, change) -> Float[Tensor, "prompt pos ..."]:
+def _changed(model, batch: Prompts, place: Node, change, reads: Node) -> Float[Tensor, "prompt pos ..."]:
     "The activations of a batch at a place, changed at every token but <bos>."
-    values = capture(model, batch, [place], len(batch))[place]
-    counts = values[:, _first(model):]  # a view
-    new = change(counts.flatten(2))
+    acts, first = capture(model, batch, [place, reads], len(batch)), _first(model)
+    values = acts[place]
+    counts = values[:, first:]  # a view
+    new = change(acts[reads][:, first:].flatten(2))
     if new.shape != counts.flatten(2).shape:
         raise ValueError(f"the change of {place} gave {tuple(new.shape)}, and must give a value for each of "
                          f"{tuple(counts.flatten(2).shape)}")
@@ -88,6 +92,7 @@ def next_token_loss(
     place: Node | str | None = None,  # where activations are changed; all heads, all tokens but <bos>
     change: Callable[[Tensor], Tensor] | None = None,  # of (prompt, pos, d_in), heads side by side
     batch_size: int = 64,
+    reads: Node | None = None,  # what the change is a function of; by default the activations at the place
 ) -> float:
     "Mean next-token loss of the prompts up to END, in nats."
     if (place is None) != (change is None): raise ValueError("a place and a change of it must be given together")
@@ -97,7 +102,7 @@ def next_token_loss(
     losses = []
     for rows in prompts.slices(batch_size):
         batch = prompts[rows]
-        edits = {} if place is None else {place: _changed(model, batch, place, change)}
+        edits = {} if place is None else {place: _changed(model, batch, place, change, reads or place)}
         losses.append(prompt_losses(model, batch, edits, len(batch)))
     tokens = prompts.index("END")  # that are predicted
     return ((torch.cat(losses).cpu() * tokens).sum() / tokens.sum()).item()
@@ -135,7 +140,8 @@ def splice_losses(
         raise ValueError(f"ablation {tuple(ablation.shape)} must be one vector of the width of {place}, {x.shape[-1]}")
     if clean is None: clean = next_token_loss(model, prompts, batch_size=batch_size)
     ablated = next_token_loss(model, prompts, place, constant, batch_size)
-    return Losses(clean, ablated, next_token_loss(model, prompts, place, sae.reconstruct, batch_size))
+    reads = sae.reads(Node.of(place))
+    return Losses(clean, ablated, next_token_loss(model, prompts, place, sae.reconstruct, batch_size, reads))
 
 
 def loss_recovered(
@@ -185,6 +191,8 @@ def expected_figures(
 # %% ../../nbs/5_saes/55_fidelity.ipynb #0b8b7028
 _FACTORS = tuple(2.0**half for half in (-4, -3, -2.5, -2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2, 2.5, 3, 4))
 _WRITTEN = (*STREAM, "attn_out", "mlp_out")  # as wide as the model, and centred where the writing weights are
+_NORMED = ("mlp_normalized", "mlp_in")  # has another size and mean than the stream
+_MLP_READS = ("resid_pre", "resid_mid", *_NORMED)
 
 
 def _rivals(model, place: Node) -> list[Node]:
@@ -193,6 +201,12 @@ def _rivals(model, place: Node) -> list[Node]:
     nodes = [place._replace(site=site, layer=layer) for layer in range(model.cfg.n_layers) for site in sites]
     last, known = model.cfg.n_layers - 1, model.hook_dict
     return [n for n in nodes if n.hook in known and (n.site != "resid_post" or n.layer == last or n == place)]
+
+
+def _other_readings(model, reads: Node) -> list[Node]:
+    "What else a transcoder of an MLP may have been made to read."
+    nodes = [reads._replace(site=site) for site in _MLP_READS if site != reads.site]
+    return [node for node in nodes if node.hook in model.hook_dict]
 
 
 def _other_start(model, prompts: Prompts) -> Prompts | None:
@@ -207,6 +221,21 @@ def _other_start(model, prompts: Prompts) -> Prompts | None:
 
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #dd94c8fe
+class _Pair(NamedTuple):
+    "What an SAE is given, and what it is to rebuild: the same, but for transcoders."
+    x: Float[Tensor, "token d_read"]
+    y: Float[Tensor, "token d"]
+
+    def changed(self, change: Callable[[Tensor], Tensor], only_y: bool = False) -> "_Pair":
+        "Both, or what is to be rebuilt alone, with something done to them."
+        return _Pair(self.x if only_y else change(self.x), change(self.y))
+
+
+def _centred(x: Tensor) -> Tensor: return x - x.mean(-1, keepdim=True)
+
+
+
+# %% ../../nbs/5_saes/55_fidelity.ipynb #c93b1c9e
 @dataclass(frozen=True)
 class _Trial:
     "The activations of some prompts at all places that SAEs of a kind may be meant for."
@@ -216,9 +245,12 @@ class _Trial:
     batch_size: int
 
     @classmethod
-    def of(cls, model, prompts, places, batch_size) -> "_Trial":
-        "All of it, from one capture."
+    def of(cls, model, prompts, places, batch_size, readings: Mapping[Node, Node] = {}) -> "_Trial":
+        "All of it, from one capture; `readings` are what transcoders at some of the places read."
         wanted = dict.fromkeys(node for place in places for node in (place, *_rivals(model, place)))
+        for place, reads in readings.items():
+            wanted |= dict.fromkeys(reads._replace(layer=other.layer) for other in (place, *_rivals(model, place)))
+            wanted |= dict.fromkeys(_other_readings(model, reads))
         acts = capture(model, prompts, wanted, batch_size)
         inputs = {node: _judged(x, prompts, node, _first(model)) for node, x in acts.items()}
         return cls(model, prompts, inputs, batch_size)
@@ -228,22 +260,31 @@ class _Trial:
         "Next-token loss of the prompts as they are, in nats."
         return next_token_loss(self.model, self.prompts, batch_size=self.batch_size)
 
-    def started_otherwise(self, place: Node) -> Float[Tensor, "token d"] | None:
+    def of_pair(self, place: Node, reads: Node) -> "_Pair":
+        "What an SAE is given and what it rebuilds."
+        return _Pair(self.inputs[reads], self.inputs[place])
+
+    def started_otherwise(self, place: Node, reads: Node) -> "_Pair | None":
         "The activations of the prompts with <bos>, or without it."
         prompts = _other_start(self.model, self.prompts)
         if prompts is None: return None
         # the first token of all is not counted: without <bos> it takes its part
-        return _judged(capture(self.model, prompts, [place], self.batch_size)[place], prompts, place, first=1)
+        acts = capture(self.model, prompts, [reads, place], self.batch_size)
+        return _Pair(*(_judged(acts[node], prompts, node, first=1) for node in (reads, place)))
 
-    def alternatives(self, place: Node) -> Iterator[tuple[str, Float[Tensor, "token d"]]]:
-        "What else an SAE may have been meant for: in words, and its activations."
-        x = self.inputs[place]
+    def alternatives(self, place: Node, reads: Node | None = None) -> "Iterator[tuple[str, _Pair]]":
+        "What else an SAE may have been meant for: in words, and its activations; `reads` is for transcoders."
+        transcodes, reads = reads not in (None, place), place if reads is None else reads
+        here = self.of_pair(place, reads)
         for other in _rivals(self.model, place):
-            there = self.inputs[other]
-            if there.shape == x.shape and not torch.equal(there, x): yield f"at {other}", there
-        if place.site in _WRITTEN: yield "centred over d_model", x - x.mean(-1, keepdim=True)
-        for factor in _FACTORS: yield f"multiplied by {factor:.2g}", factor * x
-        started = self.started_otherwise(place)
+            there = self.of_pair(other, reads._replace(layer=other.layer) if transcodes else other)
+            if there.y.shape == here.y.shape and not torch.equal(there.y, here.y): yield f"at {other}", there
+        for other in _other_readings(self.model, reads) if transcodes else ():
+            yield f"reading {other}", here._replace(x=self.inputs[other])
+        normed = reads.site in _NORMED  # which neither centring nor scaling of the stream changes
+        if place.site in _WRITTEN: yield "centred over d_model", here.changed(_centred, normed)
+        for factor in _FACTORS: yield f"multiplied by {factor:.2g}", here.changed(partial(torch.mul, factor), normed)
+        started = self.started_otherwise(place, reads)
         if started is not None: yield "without <bos>" if _first(self.model) else "with <bos>", started
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #851b78a9
@@ -265,8 +306,10 @@ def best_alternative(
     sae: SparseSAE,
 ) -> Better | None:  # None where the SAE takes activations of another width
     "What the SAE explains best of all that it may have been meant for."
-    left = 1 - variance_explained_by(sae, _few(trial.inputs[place]))
-    shares = {what: variance_explained_by(sae, _few(x)) for what, x in trial.alternatives(place)}
+    def explained(pair): return variance_explained_by(sae, *map(_few, pair))
+
+    left = 1 - explained(trial.of_pair(place, sae.reads(place)))
+    shares = {what: explained(pair) for what, pair in trial.alternatives(place, sae.reads(place))}
     shares = {what: share for what, share in shares.items() if share == share}  # nan where nothing varies
     what = max(shares, key=shares.get)
     return Better(what, shares[what], left / max(1 - shares[what], 1e-9))
@@ -335,7 +378,8 @@ def _lost(losses: Losses, expected: float, limits: FitLimits) -> Iterator[Findin
 
 
 _MEANINGS = {
-    "at": "it is of another layer", "centred": "it is of a model with center_writing_weights",
+    "at": "it is of another layer", "reading": "it is made for another form of what the MLP reads",
+    "centred": "it is of a model with center_writing_weights",
     "multiplied": "the activations it was trained on were scaled", "without": "it was trained without <bos>",
     "with": "it was trained with <bos>"}
 
@@ -379,21 +423,22 @@ class _Fit:
 
 def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float], limits: FitLimits) -> _Fit:
     "Figures and findings of one SAE."
-    x, nothing = trial.inputs[place], dict.fromkeys(FIGURES, float("nan"))
-    if sae.d_in != x.shape[1]:
-        text = f"takes activations of width {sae.d_in}, and this model holds {x.shape[1]} here: it is of another model"
+    (x, y), nothing = trial.of_pair(place, sae.reads(place)), dict.fromkeys(FIGURES, float("nan"))
+    for does, width, here in (("takes", sae.d_read, x.shape[1]), ("rebuilds", sae.d_in, y.shape[1])):
+        if width == here: continue
+        text = f"{does} activations of width {width}, and this model holds {here} here: it is of another model"
         return _Fit(nothing, [Finding("refused", text), *_otherwise_made(trial.model, sae.metadata)])
     try: codes = sae.encode(x)
     except ValueError as error: return _Fit(nothing, [Finding("refused", str(error))])  # it gives no codes here
-    x_hat = sae.decode(codes).to(x.device)
-    explained, broken = _share_explained(x, x_hat), list(_broken(codes, x_hat))
+    y_hat = sae.decode(codes).to(y.device)
+    explained, broken = _share_explained(y, y_hat), list(_broken(codes, y_hat))
     figures = nothing | {"variance explained": explained, "L0": codes.l0}
     if broken: return _Fit(figures, broken)
     findings = list(_low(explained, expected["variance explained"], limits))
     findings += _unlike_card(codes.l0, expected["L0"], limits)
     findings += _misplaced(best_alternative(trial, place, sae), explained, limits)
     if place.position is None and place.head is None:
-        losses = splice_losses(trial.model, trial.prompts, place, sae, x.mean(0), trial.batch_size, trial.clean)
+        losses = splice_losses(trial.model, trial.prompts, place, sae, y.mean(0), trial.batch_size, trial.clean)
         figures["loss recovered"] = losses.recovered
         findings += _lost(losses, expected["loss recovered"], limits)
     return _Fit(figures, [*findings, *_otherwise_made(trial.model, sae.metadata)])
@@ -432,7 +477,8 @@ def check_saes(
     "Whether the SAEs that the nodes need belong to this model, on the task's held-out tokens."
     nodes = _check_asked(model, task, saes, nodes, max_prompts)
     prompts, places = task.test.prompts[:max_prompts], _places(saes, nodes, route)
-    trial, expected = _Trial.of(model, prompts, places, batch_size), expected_figures(saes)
+    transcoders = {place: sae.reads(place) for place, sae in saes.saes.items() if sae.reading and place in places}
+    trial, expected = _Trial.of(model, prompts, places, batch_size, transcoders), expected_figures(saes)
     if not _card(saes.name): limits = replace(limits, far_below_card=float("inf"))  # others count in other ways
     rows = {}
     for place in places:

@@ -60,11 +60,11 @@ def _everywhere(node: Node) -> Node: return node._replace(position=None)
 def _heads(node: Node) -> Node: return Node("z", node.layer, None, node.position)
 
 
-def _share_reads(model, share: Share, settings: ProjectionSettings) -> list[Node]:
+def _share_reads(model, share: Share, sae: SparseSAE, settings: ProjectionSettings) -> list[Node]:
     "What must be known of the true run for one share of a node."
     node = share.node
     if share.kind == "write": return [share.source, node]
-    if share.kind == "direct": return [share.source]
+    if share.kind == "direct": return list(dict.fromkeys([share.source, sae.reads(share.source)]))
     nodes = [share.source] if settings.is_frozen else [share.source, node]
     if node.site in ("q", "k", "v"): return nodes
     if settings.pattern == "frozen": nodes.append(Node("pattern", node.layer, None, node.position))
@@ -80,7 +80,8 @@ def reads(
 ) -> list[Node]:
     "The activations of the true run from which the SAEs' word on some nodes is made."
     shares = [share for node in nodes for share in node_shares(node, saes, settings.route)]
-    needed = dict.fromkeys(node for share in shares for node in _share_reads(model, share, settings))
+    of_shares = [_share_reads(model, share, saes.find(share.source), settings) for share in shares]
+    needed = dict.fromkeys(node for needed_by_one in of_shares for node in needed_by_one)
     return [node for node in needed if not (node.position and _everywhere(node) in needed)]
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #2ea65074
@@ -113,7 +114,7 @@ class _Run:
             sae, codes = self.codes(_everywhere(node))
             return sae, Codes(*(None if part is None else self.at(part, node.position) for part in codes))
         sae = self.saes.find(node)
-        return sae, sae.encode(self.true(node))
+        return sae, sae.encode(self.true(sae.reads(node)))
 
     def x_hat(self, node: Node) -> Float[Tensor, "prompt token d"]:
         "The SAE's reconstruction."
@@ -174,11 +175,13 @@ class Decomposition:
     origin: Int[Tensor, "prompt active"]  # which of `saes` the latent belongs to
     saes: tuple[Node, ...]  # where the SAEs stand; more than one for a difference
     route: str  # direct, read, write or difference
+    skip: Float[Tensor, "prompt d"] | None = None  # what a transcoder passes on of what it reads; None is 0
 
     @property
     def reconstruction(self) -> Float[Tensor, "prompt d"]:
         "What the SAE says the activation is: everything but the error."
-        return self.latents.sum(1) + self.bias
+        whole = self.latents.sum(1) + self.bias
+        return whole if self.skip is None else whole + self.skip
 
     def by_latent(self) -> "Decomposition":
         "The same with one entry per latent, its tokens summed; entries left over are 0."
@@ -205,7 +208,8 @@ class Decomposition:
             indices=torch.cat([_filled(part.indices, width) for part in parts]),
             bias=torch.cat([part.bias for part in parts]),
             error=torch.cat([part.error for part in parts]),
-            origin=torch.cat([_filled(part.origin, width) for part in parts]))
+            origin=torch.cat([_filled(part.origin, width) for part in parts]),
+            skip=None if first.skip is None else torch.cat([part.skip for part in parts]))
 
 
 def _filled(x, width: int): return pad(x, (0, width - x.shape[1]))
@@ -227,6 +231,7 @@ class _Parts(NamedTuple):
     indices: Int[Tensor, "prompt token active"]
     bias: Float[Tensor, "prompt d"]
     error: Float[Tensor, "prompt d"]
+    skip: Float[Tensor, "prompt d"] | None = None
 
 
 def _read(run: _Run, share: Share) -> _Parts:
@@ -235,10 +240,11 @@ def _read(run: _Run, share: Share) -> _Parts:
     true, x_hat = run.true(share.source), run.x_hat(share.source)
     terms = (codes.weights.unsqueeze(-1) * sae.directions(codes.indices)).to(true)
     latents = projection.parts(terms)
-    bias = projection.whole(sae.bias(codes).to(true)) + projection.constant
+    bias = projection.whole(sae.bias(codes._replace(skip=None)).to(true)) + projection.constant
+    skip = None if codes.skip is None else projection.whole(codes.skip.to(true))
     if share.kind == "direct" or run.settings.is_frozen: error = projection.whole(true - x_hat)
     else: error = run.true(share.node).squeeze(1) - latents.sum((1, 2)) - bias
-    return _Parts(share.sign * latents, codes.indices, share.sign * bias, share.sign * error)
+    return _Parts(share.sign * latents, codes.indices, share.sign * bias, share.sign * error, skip)
 
 
 def _written(run: _Run, share: Share) -> _Parts:
@@ -269,7 +275,8 @@ def _decomposition(run: _Run, wanted: list[Share]) -> Decomposition:
         error=sum(part.error for part in parts),
         origin=torch.cat([torch.full_like(part, i) for i, part in enumerate(indices)], 1),
         saes=tuple(run.saes.find(share.source).node for share in wanted),
-        route="difference" if len(wanted) > 1 else wanted[0].kind)
+        route="difference" if len(wanted) > 1 else wanted[0].kind,
+        skip=parts[0].skip)  # a transcoder's share is the only one of its node
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #75484f7d
 def _share_claims(share: Share, settings: ProjectionSettings) -> list[str]:

@@ -19,7 +19,7 @@ class Share(NamedTuple):
     "A share of a node's activation that comes from one SAE."
     sign: int
     kind: str  # direct, read or write
-    source: Node  # what the SAE encodes
+    source: Node  # whose SAE it is, and what that encodes; a transcoder encodes what it reads
     node: Node  # what it is a share of
 
 
