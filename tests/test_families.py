@@ -185,10 +185,9 @@ def test_gated_heads_are_no_mixture_of_values_and_get_no_qk_fix():
 
 @pytest.fixture
 def stubborn():
-    "The trained model, its queries of layer 2 turned to what attention is not."
+    "The trained model, said to have a soft-cap that it has not."
     model = load_model("tiny-gpt2")
-    distance = (torch.arange(17)[:, None] - torch.arange(17)).abs()
-    model.blocks[2].attn.hook_attn_scores.add_hook(lambda scores, hook: scores - 0.1 * distance)
+    model.cfg.attn_scores_soft_cap = 2.0
     return model
 
 
@@ -198,7 +197,7 @@ def test_cross_sections_without_the_qk_fix_say_so(stubborn, task, model):
         found = find_cross_sections(stubborn, few, **how)
     assert found.settings["qk_fix"] is False
     assert found.scores["IO"].method == "AtP"
-    assert "\nnote: q and k by plain slopes, without the QK fix: the attention scores of layer 2" in f"\n{found}"
+    assert "\nnote: q and k by plain slopes, without the QK fix: the attention scores of layer" in f"\n{found}"
     with pytest.raises(UnknownAttention, match="leave the QK fix"):
         find_cross_sections(stubborn, few, qk_fix=True, **how)
     fixed = find_cross_sections(model, few, **how)
