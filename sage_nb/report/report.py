@@ -124,7 +124,7 @@ class SageReport:
 
     __repr__ = __str__
 
-
+# %% ../../nbs/7_report/72_report.ipynb #d8a71731
 def _shown(value) -> str:
     if isinstance(value, str): return value
     return "–" if pd.isna(value) else f"{value:.2f}"
