@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['not_a_file', 'parsed', 'tensor_shapes', 'check_file', 'model_files', 'missing_from', 'hub_cache', 'cached_copy',
-           'cached_names', 'why', 'locate']
+           'cached_names', 'flaw_of', 'why', 'locate']
 
 # %% ../../nbs/1_core/10_hub.ipynb #bc7b2c53
 import json
@@ -178,13 +178,23 @@ def _lacking(folder: Path, missing: list[str]) -> str:
     return f"its copy in the cache, {str(folder)!r}, is half-downloaded: no {', no '.join(missing)}; {_get_it()}"
 
 
-def _damage(folder: Path, files: Iterable[Path]) -> str | None:
+def _damage(files: Iterable[Path]) -> str | None:
     "What is wrong with the first of some files that is damaged."
     for path in sorted(files):
         if not path.is_file(): continue
         try: check_file(path)
         except ValueError as error:
             return f"{error}" + (f"; delete {str(path.resolve())!r} first" if path.is_symlink() else "")
+
+# %% ../../nbs/1_core/10_hub.ipynb #777ebe25
+def flaw_of(
+    folder: Path,  # of a language model
+) -> str | None:
+    "What is missing from a folder, or damaged; None if nothing is."
+    try: missing = missing_from(folder)
+    except ValueError as error: return str(error)  # its index cannot be read
+    if missing: return f"there is no {', no '.join(missing)} in it: copy it there"
+    return _damage(folder / name for name in model_files(folder))
 
 # %% ../../nbs/1_core/10_hub.ipynb #66e01341
 def _flaw(folder: Path | None, repo: str, revision: str | None, part: str, away: bool) -> str | None:
@@ -194,8 +204,8 @@ def _flaw(folder: Path | None, repo: str, revision: str | None, part: str, away:
     if away and part: return _lacking(folder, [part])
     missing = [] if part else missing_from(folder)
     if away and missing: return _lacking(folder, missing)
-    place = folder / part
-    return _damage(folder, [place] if place.is_file() else place.rglob("*"))
+    if not part: return _damage(folder / name for name in model_files(folder))
+    return _damage([folder / part] if (folder / part).is_file() else (folder / part).rglob("*"))
 
 
 def why(
