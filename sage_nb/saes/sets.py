@@ -6,21 +6,23 @@
 __all__ = ['STREAM', 'SAESet', 'embedded_saes', 'check_files', 'load_saes']
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5d9dc9f8
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
 
 from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
-from ..core.models import EMBEDDED
+from ..core.hub import not_a_file, parsed, tensor_shapes, why
+from ..core.models import EMBEDDED, ModelSettings
 from .adapters import (
     ARCHITECTURES, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook)
 from .codes import SparseSAE, place_of
@@ -84,6 +86,20 @@ def _in_order(nodes: Iterable[Node]) -> list[str]:
     return [str(node) for node in sorted(nodes, key=lambda node: (_same_place(node).layer, str(node)))]
 
 
+_PLACES = ("device", "device_map", "n_devices", "max_memory", "token", "cache_dir", "local_files_only")
+
+
+def _settings_of(sae: SparseSAE) -> ModelSettings:
+    "What the makers of an SAE say of the model that it was trained on."
+    said = dict(sae.metadata.get("model_from_pretrained_kwargs") or {})
+    dtypes = [said.pop(key, None) for key in ("dtype", "torch_dtype")]
+    dtype = next((as_dtype(dtype) for dtype in dtypes if dtype), None)
+    name, bos, revision = sae.metadata.get("model_name"), sae.metadata.get("prepend_bos"), said.pop("revision", None)
+    options = {key: value for key, value in said.items() if value not in (None, False) and key not in _PLACES}
+    also = [key if value is True else f"{key}={value}" for key, value in sorted(options.items())]
+    return ModelSettings(name, None if bos is None else bool(bos), dtype, revision, tuple(also))
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class SAESet:
     "SAEs of one kind at places of one model."
@@ -98,12 +114,20 @@ class SAESet:
 
     def __repr__(self):
         kinds, widths = (_some(sorted({str(getattr(sae, what)) for sae in self})) for what in ("architecture", "d_sae"))
-        return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}"
+        models = sorted({str(_settings_of(sae)) for sae in self if _settings_of(sae) != ModelSettings()})
+        made = f"; made on {_some(models)}" if models else ""
+        return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}{made}"
 
     @cached_property
     def digest(self) -> str:
         "16 hex digits that differ where anything that decides codes or reconstructions of some SAE does."
         return digest_of(sorted((str(node), sae.digest) for node, sae in self.saes.items()))
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        "What the makers say of the model that the SAEs were trained on, for `load_model(like=...)`."
+        try: return ModelSettings.of([_settings_of(sae) for sae in self])
+        except ValueError as error: raise ValueError(f"SAEs of {self.name!r}: {error}") from None
 
     def find(self, node: Node | str) -> SparseSAE | None:
         "The SAE that stands at a node, or None; first one for this position, then one for the head, then one for all."
@@ -157,36 +181,6 @@ def embedded_saes() -> list[str]:
 _FILES = ("cfg.json", "sae_weights.safetensors")  # of each SAE in a folder
 
 
-def _not_a_file(start: bytes) -> str | None:
-    "What stands in a file's place, if its beginning shows it."
-    if not start: return "is empty: copy or download it again"
-    if start.startswith(b"version https://git-lfs"): return "is a pointer of Git LFS, not the file: run `git lfs pull`"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page: download the file itself, not the page that shows it"
-
-
-def _parsed(text: bytes, what: str) -> dict:
-    "The object that some JSON says."
-    try: found = json.loads(text)
-    except ValueError as error:  # of decoding, too
-        raise ValueError(f"{what} is damaged or half-downloaded, get it again: {error}") from error
-    if isinstance(found, dict): return found
-    raise ValueError(f"{what} says a {type(found).__name__} where it must say an object: get it again")
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    "The shapes of the tensors in a safetensors file; an error if the file does not hold all that it announces."
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = _parsed(file.read(length), f"weights {str(path)!r}") if length < path.stat().st_size else None
-    tensors = {name: said for name, said in (header or {}).items() if name != "__metadata__"}
-    announced = 8 + length + max((said["data_offsets"][1] for said in tensors.values()), default=0)
-    if announced != path.stat().st_size:
-        raise ValueError(f"weights {str(path)!r} are damaged or half-downloaded, get them again: the file has "
-                         f"{path.stat().st_size} bytes and announces {announced}")
-    return {name: tuple(said["shape"]) for name, said in tensors.items()}
-
-
 def check_files(
     folder: Path,  # of one SAE of sae_lens
 ):
@@ -196,10 +190,10 @@ def check_files(
     for path in (folder / name for name in _FILES):
         if not path.is_file():
             raise ValueError(f"SAE folder {str(folder)!r} has no {path.name}: copy it there, or take the folder away")
-        with path.open("rb") as file: wrong = _not_a_file(file.read(64))
+        with path.open("rb") as file: wrong = not_a_file(file.read(64))
         if wrong: raise ValueError(f"{str(path)!r} {wrong}")
     cfg, weights = (folder / name for name in _FILES)
-    said, shapes = _parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), _shapes(weights)
+    said, shapes = parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), tensor_shapes(weights)
     missing = [key for key in ("d_in", "d_sae") if key not in said]
     if missing: raise ValueError(f"configuration {str(cfg)!r} does not say {missing[0]!r}: it is not that of an SAE")
     architecture = handle_config_defaulting(dict(said)).get("architecture")
@@ -241,6 +235,29 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
         yield part, from_sae_lens(sae, name, dtype=dtype)
 
 
+@contextmanager
+def _explained(entry, label: str):
+    "An error of loading an SAE says which SAE, which file, and what to do."
+    try: yield
+    except Exception as error:  # of any of three libraries
+        reason = why(error, entry.repo_id, part=entry.saes_map[label])
+        raise ValueError(f"SAE {label!r} of release {entry.release!r} could not be loaded: {reason}") from error
+
+
+class _Placed(NamedTuple):
+    "An SAE of which only the place is known."
+    node: Node
+
+
+def _places_said(entry, labels: Iterable[str]) -> Iterator[tuple[str, _Placed]]:
+    "Label and place of each SAE of a release, by its configuration: weights are not fetched for it."
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+    for label in labels:
+        with _explained(entry, label): said = load_sae_config_from_huggingface(entry.release, label)
+        where = said.get("metadata", {})
+        yield label, _Placed(node_of_hook(where.get("hook_name"), where.get("hook_head_index")))
+
+
 def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, SparseSAE]]:
     "Label and view of each SAE of a sae_lens release."
     from sae_lens import SAE
@@ -251,8 +268,19 @@ def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, 
         hint = f": do you mean {near[0]!r}?" if near else ""
         raise ValueError(f"SAEs {release!r} are neither embedded ({', '.join(embedded_saes())}), "
                          f"nor a folder, nor a sae_lens release{hint}")
-    for label in _matching(directory[release].saes_map, ids, f"release {release!r}"):
-        yield label, from_sae_lens(SAE.from_pretrained(release, label, device=device or "cpu"), release, dtype=dtype)
+    entry = directory[release]
+    labels = _matching(entry.saes_map, ids, f"release {release!r}")
+    if len(labels) > 1: _by_node(_places_said(entry, labels), release)
+    for label in labels:
+        with _explained(entry, label): sae = SAE.from_pretrained(release, label, device=device or "cpu")
+        yield label, from_sae_lens(sae, release, dtype=dtype)
+
+
+def _apart(label: str, other: str) -> str:
+    "A pattern for labels that are like the first, and not the second."
+    theirs = other.split("/")
+    part = next((part for part in label.split("/") if part not in theirs), label)
+    return f"*{part}*" if part != label else f"*{label.split('__')[-1]}*"
 
 
 def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, SparseSAE]:
@@ -261,7 +289,7 @@ def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, Sp
     for label, sae in views:
         if sae.node in saes:
             raise ValueError(f"SAE set {name!r} has two SAEs at {sae.node}, {labels[sae.node]} and {label}: "
-                             f"choose some with `ids`, as in ids='*{label.split('/')[-1]}*'")
+                             f"choose some with `ids`, as in ids={_apart(labels[sae.node], label)!r}")
         saes[sae.node], labels[sae.node] = sae, label
     return saes
 
