@@ -70,7 +70,7 @@ def same_model(name: str, other: str) -> bool:
 # %% ../../nbs/1_core/14_models.ipynb #404ffed2
 @dataclass(frozen=True)
 class ModelSettings:
-    "The model that something was made on, and how it was run; None where nobody says."
+    "The model that something was made on, and how it was run; None where nobody says, or where names differ."
     name: str | None = None
     prepend_bos: bool | None = None
     dtype: torch.dtype | None = None
@@ -91,11 +91,21 @@ class ModelSettings:
         if hasattr(like, "model_settings"): return like.model_settings
         if isinstance(like, str) or not isinstance(like, Iterable):
             raise TypeError(f"like={like!r} does not say how its model was loaded: give what load_saes returns")
-        some = [cls.of(one) for one in like]
-        for settings in some:
-            if settings == some[0]: continue
-            raise ValueError(f"not all were made on one model: {some[0]}; and {settings}. Take them one by one")
-        return some[0] if some else cls()
+        return cls._agreed([cls.of(one) for one in like])
+
+    @classmethod
+    def _agreed(cls, some: list["ModelSettings"]) -> "ModelSettings":
+        "What some settings say together, or an error where they contradict each other; names are left to the caller."
+        said = {}
+        for what in ("prepend_bos", "dtype", "revision"):
+            values = sorted({getattr(one, what) for one in some} - {None}, key=str)
+            if len(values) > 1:
+                raise ValueError(f"not all were made on a model that was run alike: {what} is "
+                                 f"{' and '.join(map(str, values))}. Take them one by one")
+            said[what] = values[0] if values else None
+        names = [one.name for one in some if one.name]
+        one_name = names[0] if names and all(same_model(name, names[0]) for name in names) else None
+        return cls(one_name, **said, also=tuple(sorted({option for one in some for option in one.also})))
 
 # %% ../../nbs/1_core/14_models.ipynb #55fb9c5d
 @contextmanager
