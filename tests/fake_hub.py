@@ -1,6 +1,6 @@
 """A Hugging Face hub for tests: a cache in the hub's own layout, and a network that answers what a test says."""
 import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,6 +24,12 @@ def contents(files) -> dict[str, Path | bytes]:
 def read(content: Path | bytes) -> bytes: return content if isinstance(content, bytes) else content.read_bytes()
 
 
+def digest(content: Path | bytes) -> str:
+    "What the hub names a file by."
+    if isinstance(content, bytes): return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def repo_folder(cache: Path, repo: str) -> Path: return cache / f"models--{repo.replace('/', '--')}"
 
 
@@ -34,9 +40,9 @@ def add_to_cache(cache: Path, repo: str, files, revision: str = "main", commit: 
     for place in (blobs, folder / "refs", snapshot): place.mkdir(parents=True, exist_ok=True)
     (folder / "refs" / revision).write_text(commit)
     for name, content in contents(files).items():
-        data, link = read(content), snapshot / name
-        blob = blobs / hashlib.sha256(data).hexdigest()
-        blob.write_bytes(data)
+        blob, link = blobs / digest(content), snapshot / name
+        if isinstance(content, bytes): blob.write_bytes(content)
+        elif not blob.exists(): os.link(content, blob)  # large files are not copied
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(Path(*[".."] * len(link.relative_to(folder).parent.parts)) / "blobs" / blob.name)
@@ -70,7 +76,7 @@ class FakeHub:
         if revision not in ("main", COMMIT): return refusal(404, "RevisionNotFound")
         if name not in files: return refusal(404, "EntryNotFound", {"X-Repo-Commit": COMMIT})
         data = read(files[name])
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{digest(data)}"', "X-Repo-Commit": COMMIT}
         if request.method == "HEAD": return HTTP.Response(200, headers=headers | {"Content-Length": str(len(data))})
         return HTTP.Response(200, headers=headers, content=data)
 
@@ -102,6 +108,3 @@ def connect(monkeypatch, hub: FakeHub):
 
 
 def disconnect(): set_client_factory(default_client_factory)
-
-
-def cfg_json(**said) -> bytes: return json.dumps(said).encode()
