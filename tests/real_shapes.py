@@ -107,11 +107,13 @@ def identity_in(directions: Tensor, d_sae: int) -> dict[str, Tensor]:
 
 
 def directions(width: int, centred: bool = False) -> Tensor:
-    "An orthonormal basis; of what has mean 0 over its entries, if centred."
-    x = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
-    if not centred: return torch.linalg.qr(x)[0]
-    x = torch.cat([torch.ones(width, 1), x[:, 1:]], 1)
-    return torch.linalg.qr(x)[0].T[1:].contiguous()
+    "An orthonormal basis, in some order; of what has mean 0 over its entries, if centred."
+    g = torch.Generator().manual_seed(0)
+    ones, first = torch.full((width,), width**-0.5), torch.eye(width)[0]
+    u = torch.nn.functional.normalize(first - ones if centred else torch.randn(width, generator=g), dim=0)
+    reflected = torch.eye(width) - 2 * torch.outer(u, u)  # takes the first axis to that of all ones, if centred
+    rows = reflected[1:] if centred else reflected
+    return rows[torch.randperm(len(rows), generator=g)]
 
 
 def sae_lens_files(weights: dict[str, Tensor], hook: str, model: str, folder: Path) -> list[Path]:

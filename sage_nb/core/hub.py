@@ -178,6 +178,13 @@ def _lacking(folder: Path, missing: list[str]) -> str:
     return f"its copy in the cache, {str(folder)!r}, is half-downloaded: no {', no '.join(missing)}; {_get_it()}"
 
 
+def _part_lacking(folder: Path, part: str) -> str:
+    "What to say of a file or folder of a repository that is not in the cache, or not wholly."
+    there = sorted(path.name for path in (folder / part).glob("*"))
+    if there: return f"{str(folder / part)!r} in the cache is half-downloaded: it has only {', '.join(there)}; {_get_it()}"
+    return f"{part} is not in its repository's copy in the cache, {str(folder)!r}; {_get_it()}"
+
+
 def _damage(files: Iterable[Path]) -> str | None:
     "What is wrong with the first of some files that is damaged."
     for path in sorted(files):
@@ -201,7 +208,7 @@ def _flaw(folder: Path | None, repo: str, revision: str | None, part: str, away:
     "What the cache shows of something that could not be loaded."
     if away and folder is None: return _absent(repo, revision)
     if folder is None: return None
-    if away and part: return _lacking(folder, [part])
+    if away and part: return _part_lacking(folder, part)
     missing = [] if part else missing_from(folder)
     if away and missing: return _lacking(folder, missing)
     if not part: return _damage(folder / name for name in model_files(folder))

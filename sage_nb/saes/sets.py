@@ -7,6 +7,7 @@ __all__ = ['STREAM', 'SAESet', 'embedded_saes', 'check_files', 'load_saes']
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5d9dc9f8
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -238,7 +239,10 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
 @contextmanager
 def _explained(entry, label: str):
     "An error of loading an SAE says which SAE, which file, and what to do."
-    try: yield
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")  # seen to here
+            yield
     except Exception as error:  # of any of three libraries
         reason = why(error, entry.repo_id, part=entry.saes_map[label])
         raise ValueError(f"SAE {label!r} of release {entry.release!r} could not be loaded: {reason}") from error
