@@ -81,7 +81,8 @@ class FakeHub:
         return HTTP.Response(200, headers=headers, content=data)
 
     def about(self, path, files):
-        names = [{"type": "file", "path": name, "size": len(read(data)), "oid": "0" * 40} for name, data in files.items()]
+        names = [{"type": "file", "path": name, "size": len(read(data)), "oid": "0" * 40}
+                 for name, data in files.items()]
         if "/tree/" in path: return HTTP.Response(200, json=names)
         siblings = [{"rfilename": entry["path"]} for entry in names]
         return HTTP.Response(200, json={"id": path.removeprefix("api/models/"), "sha": COMMIT, "siblings": siblings})

@@ -1,4 +1,4 @@
-"""GPT-2 small, Pythia-70M-deduped and Gemma-2-2B as the hub has them: true configurations, fewer layers, random weights.
+"""GPT-2 small, Pythia-70M-deduped and Gemma-2-2B as the hub has them: true configurations, few layers, random weights.
 
 Their SAEs stand in the file formats of their releases and under the names of sae_lens' own list. Each is an identity
 in d directions, written as an SAE: a latent for each direction and its opposite, the rest dead. So what comes out must
@@ -75,7 +75,8 @@ def plant(model, name: str):
         for weights in (attention.q_proj.weight, attention.k_proj.weight): weights.zero_()
         attention.v_proj.weight.copy_(torch.eye(1024, 2304))
         groups = torch.eye(1024).view(4, 1, 256, 1024).expand(4, 2, 256, 1024)  # two queries share keys and values
-        attention.o_proj.weight.copy_(-STRENGTH * torch.nn.functional.pad(groups.reshape(2048, 1024).T, (0, 0, 0, 1280)))
+        written = torch.nn.functional.pad(groups.reshape(2048, 1024).T, (0, 0, 0, 1280))
+        attention.o_proj.weight.copy_(-STRENGTH * written)
 
 
 def add_model(cache: Path, name: str, layers: int = 2, vocabulary: int | None = None, dtype=torch.float32) -> Path:

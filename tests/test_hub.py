@@ -1,4 +1,4 @@
-"""Models and SAEs of the hub: real names, real shapes and real file formats from a cache that a test wrote; what is said where something is missing."""
+"""Models and SAEs of the hub: real names, shapes and file formats from a cache that a test wrote; and what is missing."""
 import os
 import subprocess
 import sys
@@ -14,16 +14,16 @@ from huggingface_hub import constants
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-import sage_nb
 from sage_nb import evaluate, find_cross_sections, fit_dictionaries
 from conftest import hooked_transformer
-from fake_hub import COMMIT, HTTP, FakeHub, add_to_cache, connect, contents, disconnect, no_network, refusal, repo_folder
+from fake_hub import (
+    COMMIT, HTTP, FakeHub, add_to_cache, connect, contents, disconnect, no_network, refusal, repo_folder)
 from real_shapes import GEMMA, GPT2, PYTHIA, add_model, add_release, directions, identity_in
 from sage_nb.core.activations import Node, n_heads
 from sage_nb.core.intervals import Estimate
 from sage_nb.core.models import EMBEDDED, ModelSettings, load_model
 from sage_nb.discovery.sections import CrossSection, CrossSections
-from sage_nb.lab.cli import main
+from sage_nb.lab.cli import Evaluate, main
 from sage_nb.measures.certificate import Criteria
 from sage_nb.saes.adapters import from_sae_lens, random_sae_lens
 from sage_nb.saes.fidelity import check_saes
@@ -162,7 +162,7 @@ def test_code_in_a_torch_file_is_not_run(cache, tmp_path):
         def __reduce__(self): return Path.touch, (ran,)
     path.unlink()
     torch.save({"encoder.weight": Trap()}, path)
-    refused(lambda: load_saes(LM_SAE, ids="blocks.3.*trainer_8"), "holds more than tensors, which could run code, and is not read")
+    refused(lambda: load_saes(LM_SAE, ids="blocks.3.*trainer_8"), "holds more than tensors, which could run code, and")
     assert not ran.exists()
 
 
@@ -224,13 +224,15 @@ def test_folded_value_biases_are_missed_at_z(random_models, name, expected):
 def test_the_cache_is_that_of_hf_home_and_offline_is_kept(tmp_path):
     "In a process of its own, since the hub's library reads both when it is imported."
     add_to_cache(tmp_path / "hub", "org/tiny", TINY)
-    code = "from sage_nb.core.hub import hub_cache, locate; print(hub_cache()); print(locate('org/tiny')); locate('org/no')"
+    asks = "print(hub_cache()); print(locate('org/tiny')); locate('org/no')"
+    code = f"from sage_nb.core.hub import hub_cache, locate; {asks}"
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"): env.pop(name, None)
     ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert ended.stdout.splitlines() == [str(tmp_path / "hub"), str(hub_snapshot(tmp_path / "hub"))]
     said = ended.stderr.splitlines()[-1]
-    assert said == f"ValueError: org/no is not in the cache {str(tmp_path / 'hub')!r}; HF_HUB_OFFLINE is set, unset it to download"
+    remedy = "HF_HUB_OFFLINE is set, unset it to download"
+    assert said == f"ValueError: org/no is not in the cache {str(tmp_path / 'hub')!r}; {remedy}"
 
 
 def hub_snapshot(cache, repo="org/tiny"): return repo_folder(cache, repo) / "snapshots" / COMMIT
@@ -249,8 +251,8 @@ def test_a_model_is_fetched_once_and_then_found_in_the_cache(online, cache, monk
 
 REFUSALS = [
     ("gated", lambda r: refusal(403, "GatedRepo"),
-     "org/tiny is gated: accept its licence at https://huggingface.co/org/tiny, then log in with `hf auth login` or set "),
-    ("unknown", lambda r: None, "the hub has no 'org/tiny', or does not show it: check the name; if it is private, log in"),
+     "org/tiny is gated: accept its licence at https://huggingface.co/org/tiny, then log in with `hf auth login` or"),
+    ("unknown", lambda r: None, "the hub has no 'org/tiny', or does not show it: check the name; if it is private,"),
     ("down", lambda r: HTTP.Response(503), "the hub answers 503 for org/tiny: try again later"),
     ("no network", no_network, "org/tiny is not in the cache", "https://huggingface.co cannot be reached, connect"),
     ("not a model", lambda r: refusal(404, "EntryNotFound"), "org/tiny lacks a file that is needed, config.json: see"),
@@ -262,7 +264,8 @@ def test_a_model_that_the_hub_does_not_give_is_refused_at_once(online, cache, mo
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
     online.answer = answer
-    said = refused(lambda: load_model("org/tiny"), "model 'org/tiny' could not be loaded from the Hugging Face hub", *parts)
+    failed = "model 'org/tiny' could not be loaded from the Hugging Face hub"
+    said = refused(lambda: load_model("org/tiny"), failed, *parts)
     assert "\n" not in said and len(questions(online)) == 1
     assert not any(path.is_file() for path in cache.rglob("*"))
 
@@ -275,7 +278,7 @@ def test_with_a_token_that_has_no_access_another_remedy_is_named(online, monkeyp
 
 def test_a_wrong_revision_is_named_with_and_without_network(online, cache, monkeypatch):
     online.repos["org/tiny"] = TINY
-    refused(lambda: load_model("org/tiny", revision="v9"), "org/tiny has no revision 'v9': its branches, tags and commits")
+    refused(lambda: load_model("org/tiny", revision="v9"), "org/tiny has no revision 'v9': its branches, tags and")
     assert load_model("org/tiny", revision=COMMIT).cfg.n_layers == 4
     load_model("org/tiny")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -362,11 +365,11 @@ def test_an_sae_that_cannot_be_fetched_is_named_with_its_reason(online, cache):
     refused(lambda: load_saes(RES_JB), first + "jbloom/GPT2-Small-SAEs-Reformatted is gated: accept its licence")
 
 
-def test_an_sae_that_is_not_in_the_cache_or_only_half_is_named(real, cache):
-    refused(lambda: load_saes(RES_JB), "'jbloom/GPT2-Small-SAEs-Reformatted is not in the cache"[1:], "HF_HUB_OFFLINE is set")
+def test_an_sae_that_is_not_in_the_cache_or_only_half_is_named(cache):
+    refused(lambda: load_saes(RES_JB), "jbloom/GPT2-Small-SAEs-Reformatted is not in the cache", "HF_HUB_OFFLINE is")
     hook = "blocks.0.hook_resid_pre"
     add_release(cache, RES_JB, hook, hook, identity_in(directions(768, centred=True), 2048))
-    refused(lambda: load_saes(RES_JB), "SAE 'blocks.1.hook_resid_pre' of release", "is not in its repository's copy in the cache")
+    refused(lambda: load_saes(RES_JB), "SAE 'blocks.1.hook_resid_pre' of release", "is not in its repository's copy in")
     weights = next(cache.rglob("sae_weights.safetensors"))
     whole = weights.read_bytes()
     weights.resolve().write_bytes(whole[:5000])
@@ -451,10 +454,21 @@ def test_pythia_with_all_its_words_goes_through_the_whole_pipeline(cache, releas
 
 # On the command line
 
-def test_the_command_line_runs_the_model_as_the_saes_say(real, capsys, monkeypatch):
-    loaded = []
-    monkeypatch.setattr(sage_nb, "load_model", lambda *args, **options: loaded.append(load_model(*args, **options)) or 1 / 0)
-    assert main(["evaluate", "--model", "pythia-70m-deduped", "--saes", "pythia-70m-deduped-res-sm", "--out", "x"]) == 1
-    assert "is not in its repository's copy in the cache" in capsys.readouterr().err
-    assert main(["discover", "--model", "gpt2-small", "--revision", "v9"]) == 1
-    assert "gpt2 at revision 'v9' is not in the cache" in capsys.readouterr().err
+def test_the_command_line_runs_the_model_as_the_saes_say(real):
+    saes = load_saes("pythia-70m-deduped-res-sm", ids="blocks.0.hook_resid_post")
+    for sets, bos in (([saes], True), ([], False)):
+        model, task = Evaluate(model="pythia-70m-deduped", n=24)._load(sets)
+        assert (model.cfg.default_prepend_bos, task.prompts.tokens[0, 0] == model.tokenizer.bos_token_id) == (bos, bos)
+
+
+@pytest.mark.parametrize("command, said", [
+    ("evaluate --model pythia-70m-deduped --saes pythia-70m-deduped-res-sm --out {out}",
+     "--saes pythia-70m-deduped-res-sm: SAE 'blocks.0.hook_resid_pre' of release 'pythia-70m-deduped-res-sm' could not"),
+    ("discover --model gpt2-small --revision v9", "gpt2 at revision 'v9' is not in the cache"),
+    ("discover --model tiny-gpt2 --revision v9", "--revision v9 is for models of the hub, which 'tiny-gpt2' is not"),
+    ("evaluate --model gpt2 --saes pythia-70m-deduped-res-sm", "were made for pythia-70m-deduped, not for gpt2: --model"),
+])
+def test_the_command_line_says_in_one_line_what_is_missing(real, tmp_path, capsys, command, said):
+    assert main(command.format(out=tmp_path / "out").split()) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and said in error[0]

@@ -181,7 +181,8 @@ def _lacking(folder: Path, missing: list[str]) -> str:
 def _part_lacking(folder: Path, part: str) -> str:
     "What to say of a file or folder of a repository that is not in the cache, or not wholly."
     there = sorted(path.name for path in (folder / part).glob("*"))
-    if there: return f"{str(folder / part)!r} in the cache is half-downloaded: it has only {', '.join(there)}; {_get_it()}"
+    here = str(folder / part)
+    if there: return f"{here!r} in the cache is half-downloaded: it has only {', '.join(there)}; {_get_it()}"
     return f"{part} is not in its repository's copy in the cache, {str(folder)!r}; {_get_it()}"
 
 
@@ -249,7 +250,8 @@ def locate(
     except Exception as error:  # of the network, in classes that its libraries change
         known = _refused(error, repo, revision)
         trouble = known or f"{constants.ENDPOINT} cannot be reached ({error})"
-        if not _whole(folder): raise ValueError(known or why(LocalEntryNotFoundError(str(error)), repo, revision)) from error
+        away = LocalEntryNotFoundError(str(error))
+        if not _whole(folder): raise ValueError(known or why(away, repo, revision)) from error
         warnings.warn(f"{trouble}; the copy of {repo} in the cache is loaded")
         return str(folder)
     return repo

@@ -9,10 +9,9 @@ __all__ = ['FIGURES', 'VERDICTS', 'sae_inputs', 'variance_explained_by', 'next_t
 # %% ../../nbs/5_saes/55_fidelity.ipynb #6b0d549b
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -378,6 +377,8 @@ def _otherwise_made(model, sae: SparseSAE) -> Iterator[Finding]:
         yield Finding("good", f"its makers name the model {name!r}, and this is {ours!r}")
 
 
+
+# %% ../../nbs/5_saes/55_fidelity.ipynb #425998e9
 @dataclass(frozen=True)
 class _Fit:
     "What was found out about one SAE."

@@ -101,6 +101,8 @@ def _settings_of(sae: SparseSAE) -> ModelSettings:
     return ModelSettings(name, None if bos is None else bool(bos), dtype, revision, tuple(also))
 
 
+
+# %% ../../nbs/5_saes/53_sets.ipynb #63050355
 @dataclass(frozen=True, repr=False, eq=False)
 class SAESet:
     "SAEs of one kind at places of one model."
@@ -236,6 +238,8 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
         yield part, from_sae_lens(sae, name, dtype=dtype)
 
 
+
+# %% ../../nbs/5_saes/53_sets.ipynb #5a8e8147
 @contextmanager
 def _explained(entry, label: str):
     "An error of loading an SAE says which SAE, which file, and what to do."
@@ -280,6 +284,8 @@ def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, 
         yield label, from_sae_lens(sae, release, dtype=dtype)
 
 
+
+# %% ../../nbs/5_saes/53_sets.ipynb #4f579df4
 def _apart(label: str, other: str) -> str:
     "A pattern for labels that are like the first, and not the second."
     theirs = other.split("/")
