@@ -423,12 +423,12 @@ def check_report(report, saes):
 
 
 @pytest.mark.parametrize("name, release, ids", [
-    ("gpt2-small", RES_JB, "blocks.1.*"),
+    pytest.param("gpt2-small", RES_JB, "blocks.1.*", marks=pytest.mark.slow),
     ("pythia-70m-deduped", "pythia-70m-deduped-res-sm", "blocks.0.hook_resid_post"),
 ])
 def test_a_model_and_a_release_of_the_hub_go_through_the_whole_pipeline(real, name, release, ids):
     saes = load_saes(release, ids=ids)
-    check_report(scored(name, saes, n=48), saes)
+    check_report(scored(name, saes, n=72), saes)
 
 
 @pytest.mark.slow
@@ -437,7 +437,7 @@ def test_gemma_and_gemma_scope_go_through_the_whole_pipeline(cache):
     add_model(cache, GEMMA, vocabulary=2000)
     add_release(cache, GEMMA_SCOPE, label, hook, identity_in(directions(2304), 16384))
     saes = load_saes(GEMMA_SCOPE, ids=label)
-    check_report(scored("gemma-2-2b", saes, n=48), saes)
+    check_report(scored("gemma-2-2b", saes, n=72), saes)
 
 
 @pytest.mark.slow
@@ -449,7 +449,7 @@ def test_pythia_with_all_its_words_goes_through_the_whole_pipeline(cache, releas
     add_model(cache, PYTHIA, layers)
     add_release(cache, release, label, hook, identity_in(directions(512), 1024))
     saes = load_saes(release, ids=label)
-    check_report(scored(PYTHIA, saes, 64, found), saes)
+    check_report(scored(PYTHIA, saes, 72, found), saes)
 
 
 # On the command line
