@@ -89,7 +89,7 @@ def add_model(cache: Path, name: str, layers: int = 2, vocabulary: int | None = 
         for weights in model.parameters():
             if weights.dim() == 1: weights += 0.1 * torch.randn_like(weights)  # no bias is 0, no norm as it begins
         embedding = model.get_input_embeddings().weight
-        embedding.mul_(20 if name != GEMMA else 5)  # so that words outweigh the rest; Gemma multiplies them by 48 itself
+        embedding.mul_(20 if name != GEMMA else 5)  # words outweigh the rest; Gemma itself takes them times 48
         if name != GEMMA: embedding.add_(0.4)  # so that streams have a mean over d_model
         plant(model, name)
     with tempfile.TemporaryDirectory(dir=cache) as folder:

@@ -1,4 +1,4 @@
-"""Models and SAEs of the hub: real names, shapes and file formats from a cache that a test wrote; and what is missing."""
+"""Models and SAEs of the hub: real names, shapes and file formats, from a cache that a test wrote; what is missing."""
 import os
 import subprocess
 import sys
@@ -30,7 +30,8 @@ from sage_nb.saes.fidelity import check_saes
 from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.tasks.task import load_task
 
-RES_JB, GEMMA_SCOPE, LM_SAE = "gpt2-small-res-jb", "gemma-scope-2b-pt-res-canonical", "sae_bench_pythia70m_sweep_standard_ctx128_0712"
+RES_JB, GEMMA_SCOPE = "gpt2-small-res-jb", "gemma-scope-2b-pt-res-canonical"
+LM_SAE = "sae_bench_pythia70m_sweep_standard_ctx128_0712"
 TINY = contents(EMBEDDED / "tiny-gpt2")
 
 
@@ -463,10 +464,10 @@ def test_the_command_line_runs_the_model_as_the_saes_say(real):
 
 @pytest.mark.parametrize("command, said", [
     ("evaluate --model pythia-70m-deduped --saes pythia-70m-deduped-res-sm --out {out}",
-     "--saes pythia-70m-deduped-res-sm: SAE 'blocks.0.hook_resid_pre' of release 'pythia-70m-deduped-res-sm' could not"),
+     "--saes pythia-70m-deduped-res-sm: SAE 'blocks.0.hook_resid_pre' of release 'pythia-70m-deduped-res-sm' could"),
     ("discover --model gpt2-small --revision v9", "gpt2 at revision 'v9' is not in the cache"),
     ("discover --model tiny-gpt2 --revision v9", "--revision v9 is for models of the hub, which 'tiny-gpt2' is not"),
-    ("evaluate --model gpt2 --saes pythia-70m-deduped-res-sm", "were made for pythia-70m-deduped, not for gpt2: --model"),
+    ("evaluate --model gpt2 --saes pythia-70m-deduped-res-sm", "were made for pythia-70m-deduped, not for gpt2: --"),
 ])
 def test_the_command_line_says_in_one_line_what_is_missing(real, tmp_path, capsys, command, said):
     assert main(command.format(out=tmp_path / "out").split()) == 1
