@@ -140,6 +140,7 @@ _PROMPTS = 1024  # of a built-in task
 class Discover:
     "Find the cross-sections that carry the attributes of a task."
     model: str = "tiny-gpt2"  # embedded model, folder or hub name
+    revision: str | None = None  # branch, tag or commit of a model of the hub
     task: str = "ioi"  # built-in task, or the JSON file of your own
     n: int | None = None  # prompts of a built-in task; 1024 if not given
     seed: int | None = None  # of the prompts of a built-in task; 0 if not given
@@ -175,7 +176,7 @@ def options(self: Discover) -> dict:
 @patch
 def check(self: Discover) -> None:
     "Refuse what can be refused without torch."
-    check_model_name(self.model)
+    check_model_name(self.model, self.revision)
     known = check_task(self.task)
     given = [f"--{name}" for name in ("n", "seed") if getattr(self, name) is not None]
     if self.task not in RECIPES and given:
@@ -205,10 +206,10 @@ def run(self: Discover) -> None:
 
 
 @patch
-def _load(self: Discover) -> tuple:
-    "The model and the task."
+def _load(self: Discover, sets: Sequence = ()) -> tuple:
+    "The model, run as the SAEs say that theirs was, and the task."
     from sage_nb.tasks.items import about
-    with about(f"--model {self.model}"): model = sage_nb.load_model(self.model)
+    with about(f"--model {self.model}"): model = sage_nb.load_model(self.model, revision=self.revision, like=sets)
     options = {} if self.task not in RECIPES else {"n": self.n or _PROMPTS, "seed": self.seed or 0}
     return model, sage_nb.load_task(self.task, model, **options)
 
@@ -265,8 +266,8 @@ def _load_saes(self: Evaluate) -> list:
 
 @patch
 def _work(self: Evaluate, console: Console, results: Results):
-    model, task = self._load()
     sets = self._load_saes()
+    model, task = self._load(sets)
     check_fit(model, task, sets, self.sites)
     sections = self._find(model, task, console, results)
     if not len(sections): raise ValueError(f"there is nothing to score SAEs on: {'; '.join(sections.missing())}")

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.activations import SITES, Node
-from .codes import (
-    LATENT_BLOCK, NORMALISATIONS, BlockEncoder, Pursuit, TranscoderInput, SparseSAE, check_finite, latents_of, widen)
+from sage_nb.saes.codes import (
+    CENTRED, LATENT_BLOCK, NORMALISATIONS, BlockEncoder, Pursuit, TranscoderInput, SparseSAE, check_finite, latents_of,
+    widen)
 
 # %% ../../nbs/5_saes/52_adapters.ipynb #433cbfa3
 _SITES_OF_HOOKS = {hook: site for site, hook in SITES.items()}
@@ -310,6 +311,22 @@ def as_dtype(
         raise ValueError(f"dtype {dtype!r} is not one that weights are kept in (has {', '.join(_DTYPES)})")
     return found
 
+# %% ../../nbs/5_saes/52_adapters.ipynb #d278857f
+_WRITTEN = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # centred where the writing weights are
+
+
+def _as_trained(
+    normalise: str,  # one of `NORMALISATIONS`
+    sae,  # of sae_lens
+    node: Node | str,  # where it stands
+) -> str:
+    "How activations are normalised for an SAE that may have been trained on a model with centred writing weights."
+    options = getattr(sae.cfg.metadata, "model_from_pretrained_kwargs", None) or {}
+    writes = Node.of(node).site in _WRITTEN and not hasattr(sae.cfg, "d_out")  # a transcoder reads something else
+    centred = options.get("center_writing_weights") and writes
+    if not centred or normalise == "layer_norm": return normalise  # which centres itself
+    return CENTRED if normalise == "none" else f"{CENTRED} {normalise}"
+
 # %% ../../nbs/5_saes/52_adapters.ipynb #db54f179
 def _check_weights(sae, name: str):
     "Refuse weights that are no numbers, or that do not fit together."
@@ -356,7 +373,9 @@ def from_sae_lens(
         W_dec = W_dec / _norms(W_dec)[:, None].to(dtype)
     if architecture == "matching_pursuit" and not cfg.apply_b_dec_to_input: b_dec = torch.zeros_like(b_dec)
     if normalise not in NORMALISATIONS: normalise = "none"  # expected_average_only_in: a factor, in the saved weights
-    said = {key: getattr(metadata, key, None) for key in ("model_name", "prepend_bos", "hook_name")}
+    normalise = _as_trained(normalise, sae, node)
+    kept = ("model_name", "prepend_bos", "hook_name", "model_from_pretrained_kwargs")
+    said = {key: getattr(metadata, key, None) for key in kept}
     encoder, reading = encoders[architecture](stored), _reading(stored, reads)
     return SparseSAE(node, W_dec, b_dec, encoder, name, normalise, architecture, said, reading)
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -21,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.activations import Node, Prompts, capture, check_model, prompt_losses
-from ..core.models import EMBEDDED
-from .codes import Codes, SparseSAE
+from ..core.models import EMBEDDED, same_model
+from .codes import CENTRED, Codes, SparseSAE
 from .routes import sources
 from .sets import STREAM, SAESet
 from ..tasks.task import Task
@@ -379,7 +378,7 @@ def _lost(losses: Losses, expected: float, limits: FitLimits) -> Iterator[Findin
 
 _MEANINGS = {
     "at": "it is of another layer", "reading": "it is made for another form of what the MLP reads",
-    "centred": "it is of a model with center_writing_weights",
+    "centred": "it is of a model with center_writing_weights, and does not say so",
     "multiplied": "the activations it was trained on were scaled", "without": "it was trained without <bos>",
     "with": "it was trained with <bos>"}
 
@@ -396,17 +395,34 @@ def _misplaced(better: Better, explained: float, limits: FitLimits) -> Iterator[
     yield Finding(verdict, f"explains {shares}: {meaning}")
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #6f17e5ad
-def _otherwise_made(model, metadata: Mapping) -> Iterator[Finding]:
+def _otherwise_processed(model, sae: SparseSAE) -> Iterator[Finding]:
+    "Processing of the model that its makers name, and that this model does not have."
+    options = sae.metadata.get("model_from_pretrained_kwargs") or {}
+    if sae.normalise.startswith(CENTRED) and "RMS" in str(getattr(model.cfg, "normalization_type", "")):
+        yield Finding("refused", "its makers say center_writing_weights, which TransformerLens skips where norms are "
+                      "RMSNorm: set it right with replace(sae, normalise='none')")
+    biases = [w for name, w in model.named_parameters() if name.endswith("attn.b_V")]  # of a HookedTransformer
+    folded = bool(biases) and not any(w.any() for w in biases)
+    if options.get("fold_value_biases") and sae.node.site in ("v", "z") and not folded:
+        yield Finding("doubtful", f"it was trained with fold_value_biases, which moves {sae.node.site}: "
+                      "pass a model that has it")
+
+
+def _otherwise_made(model, sae: SparseSAE) -> Iterator[Finding]:
     "What an SAE's makers say of it that is not so here; names of models have aliases, so they decide nothing alone."
-    bos, here = metadata.get("prepend_bos"), bool(_first(model))
+    yield from _otherwise_processed(model, sae)
+    bos, here = sae.metadata.get("prepend_bos"), bool(_first(model))
     if bos is not None and bool(bos) != here:
         with_bos = {True: "with", False: "without"}
-        yield Finding("doubtful", f"it was trained {with_bos[bool(bos)]} <bos>, and this model is run {with_bos[here]}")
-    name, ours = metadata.get("model_name"), str(getattr(model.cfg, "model_name", ""))
-    if name and ours and Path(name).name.lower() != Path(ours).name.lower():
+        yield Finding("doubtful", f"it was trained {with_bos[bool(bos)]} <bos>, and this model is run {with_bos[here]} "
+                      "(load_model(name, like=saes) runs it as they were)")
+    name, ours = sae.metadata.get("model_name"), str(getattr(model.cfg, "model_name", ""))
+    if name and ours and not same_model(name, ours):
         yield Finding("good", f"its makers name the model {name!r}, and this is {ours!r}")
 
 
+
+# %% ../../nbs/5_saes/55_fidelity.ipynb #425998e9
 @dataclass(frozen=True)
 class _Fit:
     "What was found out about one SAE."
@@ -427,7 +443,7 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
     for does, width, here in (("takes", sae.d_read, x.shape[1]), ("rebuilds", sae.d_in, y.shape[1])):
         if width == here: continue
         text = f"{does} activations of width {width}, and this model holds {here} here: it is of another model"
-        return _Fit(nothing, [Finding("refused", text), *_otherwise_made(trial.model, sae.metadata)])
+        return _Fit(nothing, [Finding("refused", text), *_otherwise_made(trial.model, sae)])
     try: codes = sae.encode(x)
     except ValueError as error: return _Fit(nothing, [Finding("refused", str(error))])  # it gives no codes here
     y_hat = sae.decode(codes).to(y.device)
@@ -441,7 +457,7 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
         losses = splice_losses(trial.model, trial.prompts, place, sae, y.mean(0), trial.batch_size, trial.clean)
         figures["loss recovered"] = losses.recovered
         findings += _lost(losses, expected["loss recovered"], limits)
-    return _Fit(figures, [*findings, *_otherwise_made(trial.model, sae.metadata)])
+    return _Fit(figures, [*findings, *_otherwise_made(trial.model, sae)])
 
 
 def _places(saes: SAESet, nodes, route: str) -> list[Node]:

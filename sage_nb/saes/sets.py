@@ -7,24 +7,29 @@ __all__ = ['STREAM', 'same_place', 'SAESet', 'embedded_saes', 'check_files', 'pa
            'load_saes']
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5d9dc9f8
-import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
 
 from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
-from ..core.models import EMBEDDED
-from .adapters import (
-    ARCHITECTURES, EMBEDDING, TRANSCODERS, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook)
+from ..core.hub import not_a_file, parsed, tensor_shapes, why
+from ..core.models import EMBEDDED, ModelSettings
+from sage_nb.saes.adapters import (
+    ARCHITECTURES, EMBEDDING, TRANSCODERS, Said, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook,
+    placement)
 from .codes import SparseSAE, place_of
 
 # %% ../../nbs/5_saes/53_sets.ipynb #eeaa3d3d
@@ -86,6 +91,22 @@ def _in_order(nodes: Iterable[Node]) -> list[str]:
     return [str(node) for node in sorted(nodes, key=lambda node: (same_place(node).layer, str(node)))]
 
 
+_PLACES = ("device", "device_map", "n_devices", "max_memory", "token", "cache_dir", "local_files_only")
+
+
+def _settings_of(sae: SparseSAE) -> ModelSettings:
+    "What the makers of an SAE say of the model that it was trained on."
+    said = dict(sae.metadata.get("model_from_pretrained_kwargs") or {})
+    dtypes = [said.pop(key, None) for key in ("dtype", "torch_dtype")]
+    dtype = next((as_dtype(dtype) for dtype in dtypes if dtype), None)
+    name, bos, revision = sae.metadata.get("model_name"), sae.metadata.get("prepend_bos"), said.pop("revision", None)
+    options = {key: value for key, value in said.items() if value not in (None, False) and key not in _PLACES}
+    also = [key if value is True else f"{key}={value}" for key, value in sorted(options.items())]
+    return ModelSettings(name, None if bos is None else bool(bos), dtype, revision, tuple(also))
+
+
+
+# %% ../../nbs/5_saes/53_sets.ipynb #63050355
 @dataclass(frozen=True, repr=False, eq=False)
 class SAESet:
     "SAEs of one kind at places of one model."
@@ -100,12 +121,20 @@ class SAESet:
 
     def __repr__(self):
         kinds, widths = (_some(sorted({str(getattr(sae, what)) for sae in self})) for what in ("architecture", "d_sae"))
-        return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}"
+        models = sorted({str(_settings_of(sae)) for sae in self if _settings_of(sae) != ModelSettings()})
+        made = f"; made on {_some(models)}" if models else ""
+        return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}{made}"
 
     @cached_property
     def digest(self) -> str:
         "16 hex digits that differ where anything that decides codes or reconstructions of some SAE does."
         return digest_of(sorted((str(node), sae.digest) for node, sae in self.saes.items()))
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        "What the makers say of the model that the SAEs were trained on, for `load_model(like=...)`."
+        try: return ModelSettings.of([_settings_of(sae) for sae in self])
+        except ValueError as error: raise ValueError(f"SAEs of {self.name!r}: {error}") from None
 
     def find(self, node: Node | str) -> SparseSAE | None:
         "The SAE that stands at a node, or None; first one for this position, then one for the head, then one for all."
@@ -175,36 +204,6 @@ def embedded_saes() -> list[str]:
 _FILES = ("cfg.json", "sae_weights.safetensors")  # of each SAE in a folder
 
 
-def _not_a_file(start: bytes) -> str | None:
-    "What stands in a file's place, if its beginning shows it."
-    if not start: return "is empty: copy or download it again"
-    if start.startswith(b"version https://git-lfs"): return "is a pointer of Git LFS, not the file: run `git lfs pull`"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page: download the file itself, not the page that shows it"
-
-
-def _parsed(text: bytes, what: str) -> dict:
-    "The object that some JSON says."
-    try: found = json.loads(text)
-    except ValueError as error:  # of decoding, too
-        raise ValueError(f"{what} is damaged or half-downloaded, get it again: {error}") from error
-    if isinstance(found, dict): return found
-    raise ValueError(f"{what} says a {type(found).__name__} where it must say an object: get it again")
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    "The shapes of the tensors in a safetensors file; an error if the file does not hold all that it announces."
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = _parsed(file.read(length), f"weights {str(path)!r}") if length < path.stat().st_size else None
-    tensors = {name: said for name, said in (header or {}).items() if name != "__metadata__"}
-    announced = 8 + length + max((said["data_offsets"][1] for said in tensors.values()), default=0)
-    if announced != path.stat().st_size:
-        raise ValueError(f"weights {str(path)!r} are damaged or half-downloaded, get them again: the file has "
-                         f"{path.stat().st_size} bytes and announces {announced}")
-    return {name: tuple(said["shape"]) for name, said in tensors.items()}
-
-# %% ../../nbs/5_saes/53_sets.ipynb #9b56760c
 def check_files(
     folder: Path,  # of one SAE of sae_lens
 ):
@@ -214,10 +213,10 @@ def check_files(
     for path in (folder / name for name in _FILES):
         if not path.is_file():
             raise ValueError(f"SAE folder {str(folder)!r} has no {path.name}: copy it there, or take the folder away")
-        with path.open("rb") as file: wrong = _not_a_file(file.read(64))
+        with path.open("rb") as file: wrong = not_a_file(file.read(64))
         if wrong: raise ValueError(f"{str(path)!r} {wrong}")
     cfg, weights = (folder / name for name in _FILES)
-    said, shapes = _parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), _shapes(weights)
+    said, shapes = parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), tensor_shapes(weights)
     missing = [key for key in ("d_in", "d_sae") if key not in said]
     if missing: raise ValueError(f"configuration {str(cfg)!r} does not say {missing[0]!r}: it is not that of an SAE")
     architecture = handle_config_defaulting(dict(said)).get("architecture")
@@ -291,6 +290,33 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
         yield part, from_sae_lens(sae, name, dtype=dtype)
 
 
+
+# %% ../../nbs/5_saes/53_sets.ipynb #5a8e8147
+@contextmanager
+def _explained(entry, label: str):
+    "An error of loading an SAE says which SAE, which file, and what to do."
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")  # seen to here
+            yield
+    except Exception as error:  # of any of three libraries
+        reason = why(error, entry.repo_id, part=entry.saes_map[label])
+        raise ValueError(f"SAE {label!r} of release {entry.release!r} could not be loaded: {reason}") from error
+
+
+class _Placed(NamedTuple):
+    "An SAE of which only the place is known."
+    node: Node
+
+
+def _places_said(entry, labels: Iterable[str]) -> Iterator[tuple[str, _Placed]]:
+    "Label and place of each SAE of a release, by its configuration: weights are not fetched for it."
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+    for label in labels:
+        with _explained(entry, label): said = load_sae_config_from_huggingface(entry.release, label)
+        yield label, _Placed(placement(Said.of_config(said), f"SAE {label!r} of {entry.release!r}").node)
+
+
 def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, SparseSAE]]:
     "Label and view of each SAE of a sae_lens release."
     from sae_lens import SAE
@@ -304,10 +330,13 @@ def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, 
     entry = directory[release]
     labels = _matching(entry.saes_map, ids, f"release {release!r}")
     for label in labels: refuse_part(entry.conversion_func, entry.saes_map[label], f"SAE {label!r} of {release!r}")
+    if len(labels) > 1: _by_node(_places_said(entry, labels), release)
     for label in labels:
-        yield label, from_sae_lens(SAE.from_pretrained(release, label, device=device or "cpu"), release, dtype=dtype)
+        with _explained(entry, label): sae = SAE.from_pretrained(release, label, device=device or "cpu")
+        yield label, from_sae_lens(sae, release, dtype=dtype)
 
 
+# %% ../../nbs/5_saes/53_sets.ipynb #8f125046
 def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, SparseSAE]:
     "SAEs by where they stand, refused as soon as two stand at the same place, before more are fetched."
     saes, labels = {}, {}
@@ -391,6 +420,13 @@ def _check_device(device):
     raise ValueError(f"device {str(device)!r} cannot be used here: torch finds none; use 'cpu'")
 
 
+def _require_sae_lens(source):
+    "An error where files of sae_lens are to be read without it."
+    if find_spec("sae_lens") is None:
+        raise ImportError(f"SAEs {str(source)!r} are stored in sae_lens' form, and it is not here: install sae_lens, or "
+                          "give objects that encode and decode")
+
+
 def load_saes(
     source,  # an embedded set, a folder of sae_lens SAEs, a release of sae_lens, or SAE objects: one, some, or by node
     name: str | None = None,  # how the set is called in reports; by default after where it comes from
@@ -410,6 +446,7 @@ def load_saes(
             raise ValueError(f"SAE set {source.name!r} is loaded, and keeps its dtype and device: load it with these")
         return replace(source, name=source.name if name is None else name)
     if not stored: return _load_objects(source, name, dtype, device)
+    _require_sae_lens(source)
     if isinstance(source, str) and ids == "*": source, ids = name_and_ids(source)
     folder = _stored(source)
     label = str(source).strip() if folder is None else folder.name
