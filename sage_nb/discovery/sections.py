@@ -98,7 +98,8 @@ class CrossSections(Sequence):
     @property
     def notes(self) -> list[str]:
         "What was done otherwise than by default when the nodes were scored, and why."
-        return [f"note: {text}" for text in dict.fromkeys(score.note for score in self.scores.values()) if text]
+        scored = [score for score in self.scores.values() if score is not None]  # what is named by hand has none
+        return [f"note: {text}" for text in dict.fromkeys(score.note for score in scored) if text]
 
     def missing(self) -> Iterator[str]:
         "A line for each attribute that no cross-section carries."

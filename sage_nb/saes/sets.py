@@ -313,7 +313,8 @@ def _places_said(entry, labels: Iterable[str]) -> Iterator[tuple[str, _Placed]]:
     "Label and place of each SAE of a release, by its configuration: weights are not fetched for it."
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
     for label in labels:
-        with _explained(entry, label): said = load_sae_config_from_huggingface(entry.release, label)
+        try: said = load_sae_config_from_huggingface(entry.release, label)
+        except Exception: return  # some readers ask the hub for what is in the cache; loading says what is wrong
         yield label, _Placed(placement(Said.of_config(said), f"SAE {label!r} of {entry.release!r}").node)
 
 
@@ -423,8 +424,8 @@ def _check_device(device):
 def _require_sae_lens(source):
     "An error where files of sae_lens are to be read without it."
     if find_spec("sae_lens") is None:
-        raise ImportError(f"SAEs {str(source)!r} are stored in sae_lens' form, and it is not here: install sae_lens, or "
-                          "give objects that encode and decode")
+        raise ImportError(f"SAEs {str(source)!r} are stored in sae_lens' form, and it is not here: "
+                          "install sae_lens, or give objects that encode and decode")
 
 
 def load_saes(
