@@ -183,7 +183,7 @@ def part_of(report): return replace(report, settings=report.settings | {"partial
 def stand_ins(monkeypatch, report):
     "Everything that takes long returns at once; `stand_ins(evaluate)` puts another evaluation in."
     def put(evaluate):
-        instead = {"load_model": lambda name: None, "load_task": lambda *args, **kwargs: None,
+        instead = {"load_model": lambda *args, **kwargs: None, "load_task": lambda *args, **kwargs: None,
                    "load_saes": lambda name: None, "find_cross_sections": lambda *args, **kwargs: Found(),
                    "fit_dictionaries": lambda *args, **kwargs: None, "evaluate": evaluate}
         for name, function in instead.items(): monkeypatch.setattr(sage_nb, name, function, raising=False)
