@@ -10,11 +10,12 @@ from torch.testing import assert_close
 from sage_nb.core import attention
 from sage_nb.core.activations import HEAD_SITES, Node, capture, run
 from sage_nb.core.attention import Attention, UnknownAttention, require_mixture
+from sage_nb.core.doctor import EXPERIMENTS, doctor
 from sage_nb.core.models import load_model
+from sage_nb.core.sublayers import require_identity
 from sage_nb.discovery.attribution import all_nodes, exact_effects, first_order, sites_of
 from sage_nb.discovery.sections import find_cross_sections
 from sage_nb.saes.composition import _meetings
-from sage_nb.core.sublayers import require_identity
 
 LIMIT = 1e-5
 KNOWN = [family for family in CONFIGS if family != "qwen-3.5"]  # whose queries and patterns are known
@@ -168,6 +169,13 @@ def test_a_model_with_gates_and_layers_without_attention_says_what_it_has():
     assert_close(run(model, case.prompts, edits=middle), run(model, case.prompts))
     edit = {"L0.resid_mid@END": middle[Node("resid_mid", 1, None, "END")]}
     with pytest.raises(ValueError, match=linear): run(model, case.prompts, edits=edit)
+
+
+def test_the_doctor_knows_layers_without_attention_and_refuses_no_experiment_elsewhere():
+    diagnosis = doctor(make("qwen-3.5").bridge)
+    assert {check.name for check in diagnosis.of("failed")} == {"z", "pattern"}
+    assert not {"z", "pattern"} & {*EXPERIMENTS}
+    diagnosis.require(sites=["resid_pre", "resid_post"])
 
 
 def test_gated_heads_are_no_mixture_of_values_and_get_no_qk_fix():

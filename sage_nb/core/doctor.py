@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .activations import (
-    HEAD_SITES, SITES, Node, Prompts, capture, hooked, remembered, run, run_each)
+    HEAD_SITES, SITES, Node, Prompts, SilentHooks, absence, capture, hooked, remembered, run, run_each)
+from .digest import written
 from .models import require_model
 from .sublayers import identity_errors
 
@@ -198,8 +199,7 @@ def _uncalled(model, prompts: Prompts, places: Iterable[Node]) -> list[Node]:
     places = list(places)
     try:
         with hooked(model, [(p.hook, noting(p)) for p in places if p.hook in known]): _logits(model, prompts.tokens)
-    except RuntimeError as error:
-        if "did not fire" not in str(error): raise
+    except SilentHooks: pass  # those that are asked for
     return [place for place in places if place not in called]
 
 
@@ -220,12 +220,18 @@ class _Examination:
 
     @cached_property
     def uncalled(self) -> list[Node]:
-        places = [Node(s, layer) for s in (*SITES, "pattern", "scores") for layer in range(self.model.cfg.n_layers)]
+        sites, layers = (*SITES, "pattern", "scores"), range(self.model.cfg.n_layers)
+        places = [Node(site, layer) for site in sites for layer in layers if not absence(self.model, site, layer)]
         return _uncalled(self.model, self.prompts, places)
+
+    def having(self, site: str) -> list[int]:
+        "The layers that are looked at and are of a kind that has the site."
+        return [layer for layer in self.layers if not absence(self.model, site, layer)]
 
     def places(self, sites: Iterable[str] = SITES) -> list[Node]:
         "The places that are looked at and whose hooks fire."
-        return [p for p in (Node(s, layer) for layer in self.layers for s in sites) if p not in self.uncalled]
+        there = [Node(site, layer) for layer in self.layers for site in sites if layer in self.having(site)]
+        return [place for place in there if place not in self.uncalled]
 
     def alone(self, row: int) -> Prompts:
         "One prompt, without padding."
@@ -362,12 +368,12 @@ def _off(exam: _Examination, claims: list[tuple[str, int]]) -> dict[Node, float]
 
 
 def _stream(exam: _Examination, name: str) -> Check:
-    model, n_layers = exam.model, exam.model.cfg.n_layers
-    claims = [(s, layer) for layer in exam.layers for s in ("resid_mid", "mlp_out") if s not in _absent(model)]
+    model, n_layers, layers = exam.model, exam.model.cfg.n_layers, exam.having("attn_out")
+    claims = [(s, layer) for layer in layers for s in ("resid_mid", "mlp_out") if s not in _absent(model)]
     errors = _off(exam, claims)
-    nodes = [Node(s, layer) for layer in exam.layers for s in ("resid_pre", "attn_out", "resid_post")]
-    acts = capture(model, exam.prompts, nodes + [Node("resid_pre", n + 1) for n in exam.layers if n + 1 < n_layers])
-    for layer in exam.layers:
+    nodes = [Node(s, layer) for layer in layers for s in ("resid_pre", "attn_out", "resid_post")]
+    acts = capture(model, exam.prompts, nodes + [Node("resid_pre", n + 1) for n in layers if n + 1 < n_layers])
+    for layer in layers:
         pre, out, post, after = (acts.get(Node(*place)) for place in (
             ("resid_pre", layer), ("attn_out", layer), ("resid_post", layer), ("resid_pre", layer + 1)))
         if after is not None: errors[Node("resid_pre", layer + 1)] = _apart(post, after)
@@ -380,7 +386,7 @@ def _stream(exam: _Examination, name: str) -> Check:
 def _layer_by_layer(exam: _Examination, name: str) -> tuple[dict[Node, float], str]:
     "How far a site is off at each layer, not a number where nothing can be claimed; and the last reason for that."
     errors, reason = {}, ""
-    for layer in exam.layers:
+    for layer in exam.having(name):
         try: errors |= _off(exam, [(name, layer)])
         except ValueError as error: errors[Node(name, layer)], reason = math.nan, _first_line(error)
     return errors, reason
@@ -388,7 +394,7 @@ def _layer_by_layer(exam: _Examination, name: str) -> tuple[dict[Node, float], s
 
 def _identity(exam: _Examination, name: str) -> Check:
     "Whether a site holds what its claim says."
-    try: errors, reason = _off(exam, [(name, layer) for layer in exam.layers]), ""
+    try: errors, reason = _off(exam, [(name, layer) for layer in exam.having(name)]), ""
     except ValueError: errors, reason = _layer_by_layer(exam, name)
     remedy = (f"nothing can be projected to {name}: its attention does something unknown (a gate, a further norm, "
               "shared heads in another order). Leave the site out, or use SAEs trained at it")
@@ -574,9 +580,8 @@ _examined = WeakKeyDictionary()  # model -> (its state, its diagnosis)
 
 def _state(model) -> tuple:
     "Changes when a weight is replaced or written to, or the model is set to do something else."
-    tensors = (*model.parameters(), *model.buffers())
-    written = tuple((x.data_ptr(), None if x.is_inference() else x._version) for x in tensors)
-    return written, model.training, model.cfg.default_prepend_bos, id(getattr(model, "tokenizer", None))
+    weights = written([*model.parameters(), *model.buffers()])
+    return weights, model.training, model.cfg.default_prepend_bos, id(getattr(model, "tokenizer", None))
 
 
 def examined(model) -> Diagnosis:

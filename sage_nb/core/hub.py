@@ -245,13 +245,12 @@ def locate(
     folder = cached_copy(repo, revision)
     if constants.is_offline_mode():
         if _whole(folder): return str(folder)
-        raise ValueError(_absent(repo, revision) if folder is None else _lacking(folder, missing_from(folder)))
+        raise ValueError(_flaw(folder, repo, revision, "", away=True))
     try: get_hf_file_metadata(hf_hub_url(repo, "config.json", revision=revision))
     except Exception as error:  # of the network, in classes that its libraries change
         known = _refused(error, repo, revision)
+        if not _whole(folder): raise ValueError(known or _flaw(folder, repo, revision, "", away=True)) from error
         trouble = known or f"{constants.ENDPOINT} cannot be reached ({error})"
-        away = LocalEntryNotFoundError(str(error))
-        if not _whole(folder): raise ValueError(known or why(away, repo, revision)) from error
         warnings.warn(f"{trouble}; the copy of {repo} in the cache is loaded")
         return str(folder)
     return repo

@@ -15,8 +15,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from .activations import Node, Prompts, capture, n_heads
-from .attention import Attention, key_head
+from .activations import Node, Prompts, capture
+from .attention import Attention, mixture
+from .digest import written
 
 # %% ../../nbs/1_core/16_sublayers.ipynb #132bb1f7
 @dataclass(frozen=True)
@@ -162,11 +163,7 @@ def claimed(
     "What the maps say that a site of a layer holds."
     def true(other): return acts[Node(other, layer)].float()
     if site in ("q", "k", "v"): return Reader.of(model, site, layer)(true("resid_pre"))
-    if site == "z":
-        heads = [key_head(model, head) for head in range(n_heads(model, "z"))]
-        values = claimed(model, "v", layer, acts)[:, :, heads]
-        axes = "prompt query head key, prompt key head d_head -> prompt query head d_head"
-        return einsum(true("pattern"), values, axes)
+    if site == "z": return mixture(true("pattern"), claimed(model, "v", layer, acts))
     if site == "attn_out":
         writer = Writer.of(model, layer)
         scale = writer.scale(true("z"))
@@ -207,7 +204,7 @@ _agreed = WeakKeyDictionary()  # model -> claim -> the state of the layer's weig
 
 def _state(model, layer: int) -> tuple:
     "Changes when a weight of the layer is replaced or written to."
-    return tuple((p.data_ptr(), p._version) for p in model.blocks[layer].parameters())
+    return written(model.blocks[layer].parameters())
 
 
 def require_identity(
