@@ -211,13 +211,13 @@ def test_centring_means_nothing_where_norms_are_rms(random_models):
     assert table.verdict.tolist() == ["refused"] and "skips where norms are RMSNorm" in table.cause.iloc[0]
 
 
-@pytest.mark.parametrize("name, expected", [("gpt2", True), ("gpt2-hooked", True)])
-def test_folded_value_biases_are_missed_at_z(random_models, name, expected):
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-hooked"])
+def test_folded_value_biases_are_missed_at_z(random_models, name):
     model = random_models[name]
     sae = random_sae_lens("standard", hook="blocks.1.attn.hook_z", d_in=model.cfg.d_model)
     sae.cfg.metadata.model_from_pretrained_kwargs = {"fold_value_biases": True}
     table = check_saes(model, load_task("ioi", model, n=24), load_saes(sae), ["L1H0.z@END"])
-    assert ("fold_value_biases, which moves z" in table.cause.iloc[0]) == expected
+    assert "fold_value_biases, which moves z" in table.cause.iloc[0]
 
 
 # What is said where something is missing

@@ -114,8 +114,9 @@ def check_fit(
 ) -> None:
     "Refuse sites that the model lacks, SAEs that have no place in it or speak for none of a site, too few prompts."
     from sage_nb.core.activations import SITES
+    from sage_nb.discovery.attribution import sites_of
     from sage_nb.saes.fidelity import sae_inputs
-    have = [site for site, hook in SITES.items() if f"blocks.0.{hook}" in model.hook_dict]
+    have = sites_of(model)
     check_some("--sites", sites, have)
     if sets: _check_size(task)
     for saes in sets:

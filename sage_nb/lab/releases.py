@@ -20,6 +20,7 @@ from unittest.mock import patch
 import pandas as pd
 
 from ..core.activations import Node
+from ..core.models import official_name
 from ..saes.adapters import Placement, Said, placement
 from ..saes.sets import STREAM, pattern_of, refuse_part, same_place
 
@@ -150,9 +151,8 @@ def model_architecture(
     model: str,  # as a release names it
 ) -> str:
     "transformers' class of a model, where TransformerLens lists it for TransformerBridge; empty if it does not."
-    from transformer_lens.supported_models import MODEL_ALIASES
     from transformer_lens.tools.model_registry import api
-    official = next((name for name, short in MODEL_ALIASES.items() if model in short), model)
+    official = official_name(model)
     for name in (official, f"openai-community/{official}"):
         if not api.is_model_supported(name): continue
         found = api.get_model_architecture(name)

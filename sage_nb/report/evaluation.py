@@ -176,10 +176,12 @@ def _given(saes) -> list[SAESet]:
     return sets
 
 
-def _require_fit(diagnosis: Diagnosis, sections: CrossSections, given: Sequence[SAESet]) -> None:
-    "An error if the model fails a check that matters where the sections and SAEs are."
+def _diagnosed(model, sections: CrossSections, given: Sequence[SAESet]) -> Diagnosis:
+    "What the doctor says of the model; an error if a check failed that matters where the sections and SAEs are."
     nodes = [*(node for section in sections for node in section.nodes), *(place for s in given for place in s.saes)]
+    diagnosis = examined(model)
     diagnosis.require(sites={node.site for node in nodes})
+    return diagnosis
 
 
 def _require_kinds(model, task, sections, truth) -> None:
@@ -190,6 +192,8 @@ def _require_kinds(model, task, sections, truth) -> None:
     for thing, kind, name, maker in asked:
         if isinstance(thing, kind): continue
         raise TypeError(f"{name} is {type(thing).__name__}, not {kind.__name__}: give what {maker} returns")
+    if not len(sections): raise ValueError(f"there is no cross-section to evaluate on: {'; '.join(sections.missing())}")
+    truth.require(model, task)
 
 # %% ../../nbs/7_report/74_evaluation.ipynb #90b62f6c
 def _fit_table(figures: dict[str, pd.DataFrame], forced: Iterable[str]) -> pd.DataFrame:
@@ -309,16 +313,14 @@ def evaluate(
     "Score SAEs on a task's held-out prompts, beside floor, skyline, identity, PCA and random twins."
     _require_kinds(model, task, sections, truth)
     settings = Settings.of(tests, ProjectionSettings(scale, pattern, route), ks, criteria, batch_size)
-    if not len(sections): raise ValueError(f"there is no cross-section to evaluate on: {'; '.join(sections.missing())}")
-    truth.require(model, task)
-    given, diagnosis = _given(saes), examined(model)
-    _require_fit(diagnosis, sections, given)
+    given = _given(saes)
+    diagnosis = _diagnosed(model, sections, given)
     figures, sets = _looked_at(model, task, sections, given, settings, force)
     l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
-    tried, in_order = [*baselines(model, task, sets, l0, twins), *sets], list(l0) if order_by_f1 else []
+    tried = [*baselines(model, task, sets, l0, twins), *sets]
+    in_order = list(l0) if order_by_f1 else []
     about = _provenance(model, task, sections, truth, settings)
-    about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force,
-              "doctor": diagnosis.record()}
+    about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force, "doctor": diagnosis.record()}
     trials = []
     with remembered(), count_passes(model, len(task)) as passes:
         benches = _benches(model, task, sections, truth, tried, settings)

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.activations import Node, Prompts, capture, check_model, prompt_losses
+from ..core.activations import Node, Prompts, absence, capture, check_model, prompt_losses
 from ..core.models import EMBEDDED, same_model
+from .adapters import MLP_READS, WRITTEN
 from .codes import CENTRED, Codes, SparseSAE
 from .routes import sources
 from .sets import STREAM, SAESet
@@ -189,9 +190,7 @@ def expected_figures(
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #0b8b7028
 _FACTORS = tuple(2.0**half for half in (-4, -3, -2.5, -2, -1.5, -1, -0.5, 0.5, 1, 1.5, 2, 2.5, 3, 4))
-_WRITTEN = (*STREAM, "attn_out", "mlp_out")  # as wide as the model, and centred where the writing weights are
 _NORMED = ("mlp_normalized", "mlp_in")  # has another size and mean than the stream
-_MLP_READS = ("resid_pre", "resid_mid", *_NORMED)
 
 
 def _rivals(model, place: Node) -> list[Node]:
@@ -199,12 +198,13 @@ def _rivals(model, place: Node) -> list[Node]:
     sites = STREAM if place.site in STREAM else (place.site,)
     nodes = [place._replace(site=site, layer=layer) for layer in range(model.cfg.n_layers) for site in sites]
     last, known = model.cfg.n_layers - 1, model.hook_dict
-    return [n for n in nodes if n.hook in known and (n.site != "resid_post" or n.layer == last or n == place)]
+    there = [n for n in nodes if n.hook in known and not absence(model, n.site, n.layer)]
+    return [n for n in there if n.site != "resid_post" or n.layer == last or n == place]
 
 
 def _other_readings(model, reads: Node) -> list[Node]:
     "What else a transcoder of an MLP may have been made to read."
-    nodes = [reads._replace(site=site) for site in _MLP_READS if site != reads.site]
+    nodes = [reads._replace(site=site) for site in dict.fromkeys(MLP_READS.values()) if site != reads.site]
     return [node for node in nodes if node.hook in model.hook_dict]
 
 
@@ -218,7 +218,6 @@ def _other_start(model, prompts: Prompts) -> Prompts | None:
     tokens = torch.cat([torch.full_like(prompts.tokens[:, :1], bos), prompts.tokens], 1)
     return Prompts(tokens, {role: index + 1 for role, index in positions.items()})
 
-
 # %% ../../nbs/5_saes/55_fidelity.ipynb #dd94c8fe
 class _Pair(NamedTuple):
     "What an SAE is given, and what it is to rebuild: the same, but for transcoders."
@@ -231,8 +230,6 @@ class _Pair(NamedTuple):
 
 
 def _centred(x: Tensor) -> Tensor: return x - x.mean(-1, keepdim=True)
-
-
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #c93b1c9e
 @dataclass(frozen=True)
@@ -281,7 +278,7 @@ class _Trial:
         for other in _other_readings(self.model, reads) if transcodes else ():
             yield f"reading {other}", here._replace(x=self.inputs[other])
         normed = reads.site in _NORMED  # which neither centring nor scaling of the stream changes
-        if place.site in _WRITTEN: yield "centred over d_model", here.changed(_centred, normed)
+        if place.site in WRITTEN: yield "centred over d_model", here.changed(_centred, normed)
         for factor in _FACTORS: yield f"multiplied by {factor:.2g}", here.changed(partial(torch.mul, factor), normed)
         started = self.started_otherwise(place, reads)
         if started is not None: yield "without <bos>" if _first(self.model) else "with <bos>", started
@@ -419,8 +416,6 @@ def _otherwise_made(model, sae: SparseSAE) -> Iterator[Finding]:
     name, ours = sae.metadata.get("model_name"), str(getattr(model.cfg, "model_name", ""))
     if name and ours and not same_model(name, ours):
         yield Finding("good", f"its makers name the model {name!r}, and this is {ours!r}")
-
-
 
 # %% ../../nbs/5_saes/55_fidelity.ipynb #425998e9
 @dataclass(frozen=True)

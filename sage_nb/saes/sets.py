@@ -18,7 +18,6 @@ from fnmatch import fnmatch
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
@@ -27,9 +26,9 @@ from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
 from ..core.hub import not_a_file, parsed, tensor_shapes, why
 from ..core.models import EMBEDDED, ModelSettings
-from sage_nb.saes.adapters import (
-    ARCHITECTURES, EMBEDDING, TRANSCODERS, Said, as_dtype, from_object, from_sae_lens, is_of_sae_lens, node_of_hook,
-    placement)
+from .adapters import (
+    ARCHITECTURES, EMBEDDING, TRANSCODERS, Placement, Said, as_dtype, from_object, from_sae_lens,
+    is_of_sae_lens, node_of_hook, placement)
 from .codes import SparseSAE, place_of
 
 # %% ../../nbs/5_saes/53_sets.ipynb #eeaa3d3d
@@ -98,13 +97,11 @@ def _settings_of(sae: SparseSAE) -> ModelSettings:
     "What the makers of an SAE say of the model that it was trained on."
     said = dict(sae.metadata.get("model_from_pretrained_kwargs") or {})
     dtypes = [said.pop(key, None) for key in ("dtype", "torch_dtype")]
-    dtype = next((as_dtype(dtype) for dtype in dtypes if dtype), None)
+    dtype = next((as_dtype(dtype) for dtype in dtypes if dtype not in (None, "auto")), None)  # that of the files
     name, bos, revision = sae.metadata.get("model_name"), sae.metadata.get("prepend_bos"), said.pop("revision", None)
     options = {key: value for key, value in said.items() if value not in (None, False) and key not in _PLACES}
     also = [key if value is True else f"{key}={value}" for key, value in sorted(options.items())]
     return ModelSettings(name, None if bos is None else bool(bos), dtype, revision, tuple(also))
-
-
 
 # %% ../../nbs/5_saes/53_sets.ipynb #63050355
 @dataclass(frozen=True, repr=False, eq=False)
@@ -121,7 +118,7 @@ class SAESet:
 
     def __repr__(self):
         kinds, widths = (_some(sorted({str(getattr(sae, what)) for sae in self})) for what in ("architecture", "d_sae"))
-        models = sorted({str(_settings_of(sae)) for sae in self if _settings_of(sae) != ModelSettings()})
+        models = sorted(map(str, {_settings_of(sae) for sae in self} - {ModelSettings()}))
         made = f"; made on {_some(models)}" if models else ""
         return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}{made}"
 
@@ -289,8 +286,6 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
         sae = SAE.load_from_disk(str(folder / part), dtype=str(dtype).split(".")[-1], device=device or "cpu")
         yield part, from_sae_lens(sae, name, dtype=dtype)
 
-
-
 # %% ../../nbs/5_saes/53_sets.ipynb #5a8e8147
 @contextmanager
 def _explained(entry, label: str):
@@ -304,18 +299,13 @@ def _explained(entry, label: str):
         raise ValueError(f"SAE {label!r} of release {entry.release!r} could not be loaded: {reason}") from error
 
 
-class _Placed(NamedTuple):
-    "An SAE of which only the place is known."
-    node: Node
-
-
-def _places_said(entry, labels: Iterable[str]) -> Iterator[tuple[str, _Placed]]:
+def _places_said(entry, labels: Iterable[str]) -> Iterator[tuple[str, Placement]]:
     "Label and place of each SAE of a release, by its configuration: weights are not fetched for it."
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
     for label in labels:
         try: said = load_sae_config_from_huggingface(entry.release, label)
         except Exception: return  # some readers ask the hub for what is in the cache; loading says what is wrong
-        yield label, _Placed(placement(Said.of_config(said), f"SAE {label!r} of {entry.release!r}").node)
+        yield label, placement(Said.of_config(said), f"SAE {label!r} of {entry.release!r}")
 
 
 def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, SparseSAE]]:
@@ -331,21 +321,25 @@ def _load_release(release: str, ids: str, dtype, device) -> Iterator[tuple[str, 
     entry = directory[release]
     labels = _matching(entry.saes_map, ids, f"release {release!r}")
     for label in labels: refuse_part(entry.conversion_func, entry.saes_map[label], f"SAE {label!r} of {release!r}")
-    if len(labels) > 1: _by_node(_places_said(entry, labels), release)
+    if len(labels) > 1: _by_node(_places_said(entry, labels), release, release)
     for label in labels:
         with _explained(entry, label): sae = SAE.from_pretrained(release, label, device=device or "cpu")
         yield label, from_sae_lens(sae, release, dtype=dtype)
 
-
 # %% ../../nbs/5_saes/53_sets.ipynb #8f125046
-def _by_node(views: Iterable[tuple[str, SparseSAE]], name: str) -> dict[Node, SparseSAE]:
+def _by_node(
+    views: Iterable[tuple[str, SparseSAE | Placement]],  # each with its label
+    name: str,  # of the set
+    source: str | Path | None = None,  # that a pattern can be put behind; None for objects
+) -> dict[Node, SparseSAE | Placement]:
     "SAEs by where they stand, refused as soon as two stand at the same place, before more are fetched."
     saes, labels = {}, {}
     for label, sae in views:
         if sae.node in saes:
+            pattern = pattern_of(labels[sae.node])
+            choose = f"choose some with `ids`, as in ids={pattern!r}, or by the name, '{source}:{pattern}'"
             raise ValueError(f"SAE set {name!r} has two SAEs at {sae.node}, {labels[sae.node]} and {label}: "
-                             f"choose some with `ids`, as in ids={pattern_of(labels[sae.node])!r}, "
-                             f"or by the name, '{name}:{pattern_of(labels[sae.node])}'")
+                             f"{'leave one out' if source is None else choose}")
         saes[sae.node], labels[sae.node] = sae, label
     return saes
 
@@ -452,5 +446,5 @@ def load_saes(
     folder = _stored(source)
     label = str(source).strip() if folder is None else folder.name
     load = _load_release if folder is None else _load_folder
-    saes = _by_node(load(*([label] if folder is None else [folder, label]), ids, dtype, device), label)
+    saes = _by_node(load(*([label] if folder is None else [folder, label]), ids, dtype, device), label, source)
     return SAESet((label if ids == "*" else f"{label} ({ids})") if name is None else name, saes)

@@ -225,8 +225,9 @@ def usable_words(
     rules: WordRules = WordRules(),  # how many tokens a word may have
 ) -> tuple[dict[str, tuple], dict[str, str]]:
     "The recipe's words that fit the rules with this tokenizer, and what is left of each list, as text."
-    fits, lexicon, left = _Fits(reader, rules), {}, {}
+    lexicon, left = {}, {}
     for kind, entries in recipe.lexicon.items():
+        fits = _Fits(reader, rules)  # remembers what it refuses
         if recipe.usable: kept = tuple(entry for entry in entries if recipe.usable(fits, kind, entry))
         else: kept = _told_apart(reader, [entry for entry in entries if all(map(fits, _words(entry)))])
         lexicon[kind], left[kind] = kept, f"{len(kept)} of {len(entries)}"

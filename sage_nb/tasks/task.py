@@ -196,7 +196,7 @@ class _Encoder:
     reader: TokenReader
     roles: tuple[str, ...]
     rules: WordRules
-    made: dict = field(default_factory=dict)  # what was made of an example before
+    made: dict = field(default_factory=dict)  # what was made of an example before, or of a word behind a prompt
 
     def prompt(self, example: Example, like: _Encoded | None = None) -> _Encoded:
         "An example as tokens; a role that has no place of its own stands where it does in `like`."
@@ -218,7 +218,9 @@ class _Encoder:
 
     def answer(self, prompt: _Encoded, word: str, what: str) -> int:
         "The token that says a word: the word itself, or its first token where longer ones are allowed."
-        ids, tokenizer = following(self.reader, prompt.tokens, word), self.reader.tokenizer
+        key, tokenizer = (prompt.tokens.text, word), self.reader.tokenizer
+        if key not in self.made: self.made[key] = following(self.reader, prompt.tokens, word)
+        ids = self.made[key]
         known = bool(ids) and ids[0] != self.reader.unknown
         if known and (len(ids) == 1 or self.rules.answers == "first"): return ids[0]
         raise ValueError(f"{what} {word!r} of prompt {prompt.tokens.text!r} is not one known token for this tokenizer: "
