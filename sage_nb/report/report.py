@@ -31,6 +31,7 @@ from ..discovery.sections import CrossSections
 from ..measures.score import (
     KINDS, PARTS, Answers, Comparison, Evidence, compare, margin, score_parts, section_scores)
 from ..saes.fidelity import VERDICTS
+from .reasons import FORMS, form_of
 from .plots import plot_curves, plot_discovery, plot_edits, plot_faithfulness, to_html
 
 # %% ../../nbs/7_report/72_report.ipynb #e871f022
@@ -76,6 +77,7 @@ class SageReport:
     notes: list[str]  # attributes without a cross-section, SAEs' own figures, sections left out
     evidence: dict[str, list[Evidence]]  # method -> its evidence in the sections that count
     fit: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, place, figures, verdict, cause; empty: not checked
+    values: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, section, value, reason, and the figures behind it
     discovery: CrossSections | None = field(default=None)  # not saved
 
     def scorecard(self) -> pd.DataFrame:
@@ -100,6 +102,14 @@ class SageReport:
                 row = {"sae": name, "section": e.section, "score": score, **dict(zip(PARTS, part)), "weight": e.weight}
                 rows.append(row)
         return pd.DataFrame(rows).set_index(["sae", "section"])
+
+    def why(self) -> pd.DataFrame:
+        "By set and section, how many values have a latent of their own, and what becomes of the others."
+        if self.values.empty: return pd.DataFrame()
+        forms = self.values["reason"].map(form_of)
+        table = pd.crosstab([self.values["set"], self.values["section"]], forms)
+        order = pd.MultiIndex.from_frame(self.values[["set", "section"]].drop_duplicates())
+        return table.reindex(index=order, columns=[form for form in FORMS if form in table]).rename_axis(columns=None)
 
     def margin(
         self,
@@ -175,7 +185,8 @@ def _repr_html_(self: SageReport) -> str:
     return "\n".join([
         f"<h2>SAGE scorecard: {escape(task)} on {escape(model)}</h2>",
         self.scorecard().round(3).to_html(na_rep="–"), *(f"<p>{escape(note)}</p>" for note in self.notes), doctor,
-        _details("Parts by cross-section", self.parts().round(3).to_html(na_rep="–")), *_pictures(self),
+        _details("Parts by cross-section", self.parts().round(3).to_html(na_rep="–")),
+        *([_details("What becomes of the values", self.why().to_html())] if len(self.values) else []), *_pictures(self),
         "<h3>Cross-sections</h3>", self.sections.round(3).to_html(index=False),
         _details("Certificate of the ground truth", certificate.round(3).to_html(na_rep="–")),
         _details("Settings", f"<pre>{settings}</pre>")])
@@ -212,7 +223,7 @@ def evidence_of_tensors(
 
 # %% ../../nbs/7_report/72_report.ipynb #e4496cd9
 SCHEMA = 5  # of report.json; raised whenever a reader of the last one would misread it
-_FRAMES = ("table", "scores", "sections", "latents", "fit")
+_FRAMES = ("table", "scores", "sections", "latents", "fit", "values")
 _STYLE = (
     "body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{padding:.2em .6em;text-align:right;border-bottom:1px solid #ddd}img{max-width:100%}"
