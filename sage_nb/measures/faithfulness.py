@@ -66,7 +66,7 @@ def summarise(runs: Runs) -> dict[str, Estimate]:
     "The three numbers of test 1 with their intervals."
     return {name: interval(runs, score) for name, score in TEST_1.items()}
 
-# %% ../../nbs/6_measures/61_faithfulness.ipynb #6d75ef06
+# %% ../../nbs/6_measures/61_faithfulness.ipynb #47b00c20
 SPARSE_KS = (1, 4, 16)  # latents kept at each node
 
 
@@ -89,7 +89,7 @@ def sparse_faithfulness(m: SparseRuns) -> Float[Tensor, "... k"]:
 def largest(
     read: NamedUnits,
     k: int,
-    named_only: bool = False,  # only units that have a value's name
+    named_only: bool = True,  # only units that have a value's name
 ) -> Float[Tensor, "prompt d"]:
     "The reconstruction by the k latents of largest share, and the bias."
     parts = read.test
@@ -103,7 +103,7 @@ def largest(
 def run_sparse(
     bench: Workbench,
     read: Mapping[Node, NamedUnits],  # of `name_units`
-    named_only: bool = False,
+    named_only: bool = True,
 ) -> tuple[SparseRuns, Runs]:  # the second with all latents
     "Run the model with what few latents say, then all, and with what they leave out."
     steps = [{node: largest(some, k, named_only).to(bench.acts[node]) for node, some in read.items()} for k in SPARSE_KS]

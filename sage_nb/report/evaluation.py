@@ -259,7 +259,8 @@ def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESe
     needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
     wanted = [task.test.prompts, task.test.counterfactual(section.attribute).prompts]
     if 3 in settings.tests: wanted.append(task.train.prompts)
-    for prompts in wanted: capture(model, prompts, [*section.nodes, *needed], settings.batch_size)
+    lowest = Node("resid_pre", min(node.layer for node in section.nodes))  # where runs on the section start
+    for prompts in wanted: capture(model, prompts, [*section.nodes, lowest, *needed], settings.batch_size)
 
 
 def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:

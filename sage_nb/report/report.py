@@ -45,10 +45,9 @@ def worst_verdict(verdicts: Iterable[str]) -> str:
 
 # what must be the same for two scores to be compared -> where it stands in the settings
 _MUST_AGREE = {
-    "version of the score": ("score_version",),
     "model": ("model", "hash"), "precision": ("model", "dtype"), "prompts": ("task", "hash"),
     "cross-sections": ("sections",), "ground truth": ("dictionaries", "hash"), "certificate": ("certificate",),
-    "projection": ("projection",), "tests": ("tests",),
+    "projection": ("projection",), "tests": ("tests",), "version of the score": ("score_version",),
 }
 
 
