@@ -458,7 +458,7 @@ def _ordered(edits: dict[Node, Tensor]) -> list[Node]:
     "The nodes of edits; resid_mid after what it is the sum of."
     return sorted(edits, key=lambda node: node.site == "resid_mid")
 
-# %% ../../nbs/1_core/12_activations.ipynb #fc0d24f3
+# %% ../../nbs/1_core/12_activations.ipynb #f7289506
 @contextmanager
 def _resumed(
     model,

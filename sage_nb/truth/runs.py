@@ -160,7 +160,7 @@ def set_up(
     return Workbench(model, test, section, truth, batch_size, acts, clean[None].metric, ablated, clean[attribute],
                      counterfactual, goal, target, stream)
 
-# %% ../../nbs/4_truth/43_runs.ipynb #8c44fbad
+# %% ../../nbs/4_truth/43_runs.ipynb #8db5480a
 def run_in_turn(
     bench: Workbench,
     steps: Iterable[dict[Node, Float[Tensor, "prompt d"]]],  # activations to put in
