@@ -25,7 +25,7 @@ from ..core.intervals import Estimate, intervals
 from .edits import LatentEdits, Order, find_edits, read_latents
 from ..saes.reconstruction import ProjectionSettings
 from ..saes.sets import SAESet
-from ..truth.runs import Edit, Outcome, Workbench, compare_edit, disturbed, edit_effect
+from ..truth.runs import Edit, Outcome, Workbench, compare_edit, disturbed, edit_effect, run_in_turn
 
 # %% ../../nbs/6_measures/63_control.ipynb #d2a3f6c6
 def isolation(
@@ -46,31 +46,18 @@ class EditOutcomes(NamedTuple):
     moves: Float[Tensor, "prompt k"]  # made, mean over nodes
 
 # %% ../../nbs/6_measures/63_control.ipynb #e48ae002
-def _rerun(bench: Workbench, edited: dict[Node, Tensor], rows: Bool[Tensor, "prompt"], before: Outcome) -> Outcome:
-    "The outcome where some prompts are run again, the others as before."
-    if not rows.any(): return before
-    again = bench.at(rows).outcome({node: x[rows.to(x.device)] for node, x in edited.items()})
-    metric, token = before.metric.clone(), before.token.clone()
-    metric[rows.to(metric.device)] = again.metric
-    token[rows.to(token.device)] = again.token
-    return Outcome(metric, token)
-
-
 def run_edits(
     bench: Workbench,
     edits: dict[Node, LatentEdits],  # of every node of the section
     ks: Sequence[int],  # numbers of moves, ascending
 ) -> EditOutcomes:
     "Run the model with the edits, once for each number of moves."
-    outcome, counted, columns = bench.untouched, torch.zeros(len(bench.task), len(edits), dtype=torch.long), []
-    for k in ks:
-        edited = {node: e.edit(bench.acts[node], k) for node, e in edits.items()}
-        count = torch.stack([e.count(k).cpu() for e in edits.values()], 1)
+    steps = [{node: e.edit(bench.acts[node], k) for node, e in edits.items()} for k in ks]
+    said, columns = run_in_turn(bench, steps, Workbench.outcome, (bench.acts, bench.untouched)), []
+    for k, edited, outcome in zip(ks, steps, said):
         removed = torch.stack([e.removed(k).cpu() for e in edits.values()], 1).mean(1)
-        outcome = _rerun(bench, edited, (count != counted).any(1), outcome)
-        counted = count
-        isolated, n_moves = isolation(bench, edited), count.float().mean(1)
-        columns.append(EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolated, removed, n_moves))
+        n_moves = torch.stack([e.count(k).cpu() for e in edits.values()], 1).float().mean(1)
+        columns.append(EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolation(bench, edited), removed, n_moves))
     return EditOutcomes(*(torch.stack(column, 1) for column in zip(*columns)))
 
 # %% ../../nbs/6_measures/63_control.ipynb #743ac03a

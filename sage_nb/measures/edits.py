@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.activations import Node
-from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose_batches
+from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose
 from ..saes.sets import SAESet
 from ..truth.runs import Workbench
 
@@ -137,19 +137,16 @@ def read_latents(
     saes: SAESet,
     settings: ProjectionSettings = ProjectionSettings(),
     counterfactuals: bool = True,  # read them too; edits need them
-) -> list[Latents]:
-    "The latents of the bench's prompts and of their counterfactuals, batch by batch."
+) -> Latents:
+    "The latents of the bench's prompts and of their counterfactuals."
     def read(prompts):
-        for _, parts in decompose_batches(bench.model, prompts, bench.section.nodes, saes, settings, bench.batch_size):
-            yield {node: part.by_latent() for node, part in parts.items()}
-    source = read(bench.task.prompts)
-    if not counterfactuals: return [Latents(decompositions) for decompositions in source]
-    return [Latents(*pair) for pair in zip(source, read(bench.counterfactual.prompts))]
+        return decompose(bench.model, prompts, bench.section.nodes, saes, settings, bench.batch_size, by_latent=True)
+    return Latents(read(bench.task.prompts), read(bench.counterfactual.prompts) if counterfactuals else None)
 
 
 def find_edits(
     bench: Workbench,
-    latents: Sequence[Latents],  # of `read_latents`
+    latents: Latents,  # of `read_latents`
     k: int = 32,  # most moves at each node
     order: Order | None = None,  # by default greedy
 ) -> dict[Node, LatentEdits]:
@@ -157,10 +154,10 @@ def find_edits(
     if k < 1: raise ValueError(f"k={k} moves exchange nothing: give 1 or more")
     edits = {node: [] for node in bench.section.nodes}
     old, new = list(bench.task.attributes[bench.section.attribute]), bench.counterfactual.values
-    for rows, (source, counterfactual) in zip(bench.task.prompts.slices(bench.batch_size), latents, strict=True):
-        if counterfactual is None: raise ValueError("the counterfactuals were not read; an edit needs them too")
+    if latents.counterfactual is None: raise ValueError("the counterfactuals were not read; an edit needs them too")
+    for rows in bench.task.prompts.slices(bench.batch_size):
         for node, made in edits.items():
-            here, there = source[node], counterfactual[node]
+            here, there = latents.source[node].at(rows), latents.counterfactual[node].at(rows)
             priority = order and (order(node, old[rows], here), order(node, new[rows], there))
             made.append(choose_edits(bench.acts[node][rows], bench.goal[node][rows], here, there, k, priority))
     return {node: LatentEdits.join(made) for node, made in edits.items()}

@@ -11,6 +11,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
@@ -18,13 +19,16 @@ from tqdm.auto import tqdm
 
 from ..core.activations import Node, capture, count_passes, remembered
 from ..core.doctor import Diagnosis, examined
-from ..core.intervals import Estimate
+from ..core.intervals import Estimate, intervals
 from ..core.models import model_hash
 from ..discovery.sections import CrossSection, CrossSections
 from ..measures.certificate import Criteria
 from ..measures.control import KS, NO_EDIT, SKYLINE, summarise_control
-from ..measures.faithfulness import TEST_1, summarise
-from ..measures.score import PARTS, Evidence, sage_score, score_parts
+from ..measures.faithfulness import SPARSE_KS, TEST_1, sparse_faithfulness, summarise
+from ..measures.named import NAMED_KS, named_control
+from ..measures.score import (
+    HALF, PARTS, SCORE_VERSION, Evidence, best_baseline, margin, over_sections, sage_score, score_parts)
+from ..measures.units import value_coverage
 from .report import COLUMNS, SageReport, worst_verdict
 from .trials import FLOOR, IDENTITY, SectionTrial, Settings, baselines, try_section, twin_name
 from ..saes.fidelity import check_saes
@@ -59,15 +63,23 @@ def _edit_rows(trial: SectionTrial) -> list[dict]:
 
 
 def _name_rows(trial: SectionTrial, name: str) -> list[dict]:
-    "Test 3 of one method: coverage, counts, and edits in the order of F1."
+    "Names by F1 of one method: coverage and counts."
     section, names = trial.section, trial.trials[name].names
     rows = _rows(section, name, 3, {f"coverage of {a}": names.coverage(attribute=a) for a in names.attributes})
-    rows += _rows(section, name, 3, {f"latents with F1 of 0.8 ({kind})": e for kind, e in names.counts().items()})
-    if trial.trials[name].in_order is None: return rows
-    ordered = replace(trial.control, methods={name: trial.trials[name].in_order}).estimates(name)
-    for metric in ("edit success", "edit effect"):
-        label = f"{metric}, in order of F1"
-        for k, e in zip(trial.control.ks, ordered[metric]): rows += _rows(section, name, 3, {label: e}, k)
+    return rows + _rows(section, name, 3, {f"latents with F1 of 0.8 ({kind})": e for kind, e in names.counts().items()})
+
+
+def _answer_rows(trial: SectionTrial, name: str) -> list[dict]:
+    "What the score is made of, before it is divided by what the planted dictionary reaches."
+    section, (sparse, named, values) = trial.section, trial.trials[name].answers
+    curves = [(1, "sparse faithfulness", SPARSE_KS, sparse, sparse_faithfulness)]
+    if named is not None and trial.measure:
+        curves.append((2, "control by name", NAMED_KS, named, partial(named_control, measure=trial.measure)))
+    if values is not None: curves.append((3, "coverage by named units", [None], values, value_coverage))
+    rows = []
+    for test, metric, ks, evidence, score in curves:
+        for k, e in zip(ks, intervals(evidence, {metric: score}, within=(0, 1))[metric]):
+            rows += _rows(section, name, test, {metric: e}, k)
     return rows
 
 
@@ -79,19 +91,26 @@ def table_of(trials: Iterable[SectionTrial]) -> pd.DataFrame:
         own = {name: e for name, e in trial.certificate.items() if name not in TEST_1}
         rows += _rows(trial.section, SKYLINE, 0, own)
         if trial.control: rows += _edit_rows(trial)
-        for name, t in trial.trials.items(): rows += _name_rows(trial, name) if t.names else []
+        for name, tried in trial.trials.items():
+            rows += _answer_rows(trial, name)
+            if tried.names: rows += _name_rows(trial, name)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"k": "Int64"})
 
 # %% ../../nbs/7_report/74_evaluation.ipynb #a18461b1
-def scores_of(evidence: dict[str, list[Evidence]]) -> pd.DataFrame:
-    "One row per method: score, interval, mean parts; parts that are nowhere defined are left out."
-    rows = []
+def scores_of(
+    evidence: dict[str, list[Evidence]],
+    sets: Iterable[str] = (),  # the SAEs that are evaluated
+    baselines: Iterable[str] = (),  # what knows no feature
+) -> pd.DataFrame:
+    "One row per method: score, interval, mean parts (those that were asked for), and margin over the best baseline."
+    rows, plain = [], {name: evidence[name] for name in baselines}
     for name, some in evidence.items():
-        score, parts = sage_score(some), dict(zip(PARTS, score_parts(some).nanmean(0).tolist()))
-        rows.append({"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **parts})
+        score, parts = sage_score(some), over_sections(some, score_parts(some).mT).tolist()
+        row = {"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **dict(zip(PARTS, parts))}
+        if plain and name in sets: row["margin"] = margin(some, plain, name).difference.value
+        rows.append(row)
     table = pd.DataFrame(rows)
-    nowhere = [part for part in PARTS if part in table and table[part].isna().all()]
-    return table.drop(columns=nowhere)
+    return table.drop(columns=[part for part in PARTS if table[part].isna().all()])
 
 
 def clear_latents(
@@ -135,7 +154,7 @@ def _provenance(model, task: Task, sections: CrossSections, truth: Dictionaries,
                   "prepend_bos": bool(model.cfg.default_prepend_bos)},
         "task": {"name": task.name, "hash": task.digest, "prompts": len(task),
                  "held out": int(task.held_out.sum()), **task.notes},
-        "sections": sections_hash(sections), "discovery": sections.settings,
+        "score_version": SCORE_VERSION, "sections": sections_hash(sections), "discovery": sections.settings,
         "dictionaries": {"label": truth.label, "hash": truth.digest},
         "certificate": asdict(settings.criteria), "projection": asdict(settings.projection),
         "tests": list(settings.tests), "ks": list(settings.ks),
@@ -267,6 +286,37 @@ def _notes(sections: CrossSections, trials: list[SectionTrial], figures: dict[st
     return notes + [f"{t.section.name} left out of the score: {t.verdict}" for t in trials if t.verdict]
 
 
+def _baselines(trials: Sequence[SectionTrial], sets: Iterable[str]) -> list[str]:
+    "What was tried that knows no feature."
+    return [name for name in trials[0].trials if name not in {SKYLINE, *sets}]
+
+
+def _tell(evidence: dict[str, list[Evidence]], baselines: list[str], sets: list[str]) -> list[str]:
+    "How far the SAEs stand above the best baseline, and where a baseline shows that a section tells little."
+    plain, notes = {name: evidence[name] for name in baselines}, []
+    for name in sets:
+        beside = margin(evidence[name], plain, name)
+        notes.append(f"{name} stands {beside.difference} above {beside.b}, the best of what knows no feature")
+    for section, (name, score) in best_baseline(plain).items():
+        if score < HALF: continue
+        notes.append(f"{section} does not discriminate: {name} reaches {score:.2f} of the planted dictionary there")
+    width = max((sage_score(evidence[name]) for name in sets), key=lambda e: e.hi - e.lo)
+    least = 2**0.5 * (width.hi - width.lo) / 2
+    return notes + [f"two scores of different draws of prompts that differ by less than {least:.2f} cannot be told apart"]
+
+
+def _sections_table(trials: list[SectionTrial], sections: CrossSections, evidence, baselines: list[str]) -> pd.DataFrame:
+    "What is known of the sections: what discovery says, whether each counts and how much, and what it can tell."
+    best = best_baseline({name: evidence[name] for name in baselines})
+    none = "", float("nan")
+    columns = {
+        "section": [t.section.name for t in trials], "counts": [not t.verdict for t in trials],
+        "weight": [t.weight for t in trials], "reason": [t.verdict for t in trials],
+        "best baseline": [best.get(t.section.name, none)[0] for t in trials],
+        "baseline score": [best.get(t.section.name, none)[1] for t in trials]}
+    return sections.table().head(len(trials)).assign(**columns)
+
+
 def _report(
     trials: list[SectionTrial],  # of the first sections, or of all
     sections: CrossSections,
@@ -277,13 +327,13 @@ def _report(
     counted = [trial for trial in trials if not trial.verdict]
     evidence = {name: [trial.evidence(name) for trial in counted] for name in trials[0].runs}
     if len(trials) < len(sections): about = about | {"partial": f"{len(trials)} of {len(sections)} cross-sections"}
-    verdicts = {"section": [t.section.name for t in trials], "counts": [not t.verdict for t in trials],
-                "reason": [t.verdict for t in trials]}
     scored = [name for name in figures if name in evidence]
+    plain = _baselines(trials, scored)
     return SageReport(
-        table=table_of(trials), scores=scores_of(evidence), fit=_fit_table(figures, scored),
-        sections=sections.table().head(len(trials)).assign(**verdicts), latents=clear_latents(counted, scored),
-        settings=about, notes=_notes(sections, trials, figures), evidence=evidence, discovery=sections)
+        table=table_of(trials), scores=scores_of(evidence, scored, plain), fit=_fit_table(figures, scored),
+        sections=_sections_table(trials, sections, evidence, plain), latents=clear_latents(counted, scored),
+        settings=about | {"baselines": plain}, notes=_notes(sections, trials, figures) + _tell(evidence, plain, scored),
+        evidence=evidence, discovery=sections)
 
 
 def _is_worth_a_report(trials: list[SectionTrial], sections: CrossSections) -> bool:
@@ -297,14 +347,14 @@ def evaluate(
     sections: CrossSections,
     truth: Dictionaries,
     saes,  # a `SAESet`, anything that `load_saes` takes, or a list of those
-    tests: Sequence[int] = (1, 2, 3),  # test 1 always runs
+    tests: Sequence[int] = (1, 2, 3),  # faithfulness, which always runs; control; coverage
     scale: str = "frozen",  # of the layer norms in the projection: "frozen" or "recomputed"
     pattern: str = "frozen",  # of attention, for z and attn_out: "frozen" or "recomputed"
     route: str = "read",  # for z, attn_out and mlp_out: "read" or "write"
-    ks: Sequence[int] = KS,  # numbers of moves in test 2
+    ks: Sequence[int] = KS,  # numbers of moves in greedy edits
     criteria: Criteria = Criteria(),  # what the supervised dictionary must show for a section to count
     twins: bool = True,  # also try a random decoder of the same shape beside each SAE
-    order_by_f1: bool = True,  # in test 3, also edit by latents in the order of their F1
+    diagnostics: bool = True,  # also greedy edits and names by F1, of which the score is not made
     force: bool = False,  # also score SAEs that do not seem to belong to the model, or to their place
     batch_size: int = 64,
     progress: bool = True,
@@ -318,14 +368,14 @@ def evaluate(
     figures, sets = _looked_at(model, task, sections, given, settings, force)
     l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
     tried = [*baselines(model, task, sets, l0, twins), *sets]
-    in_order = list(l0) if order_by_f1 else []
+    older = list(l0) if diagnostics else []
     about = _provenance(model, task, sections, truth, settings)
     about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force, "doctor": diagnosis.record()}
     trials = []
     with remembered(), count_passes(model, len(task)) as passes:
         benches = _benches(model, task, sections, truth, tried, settings)
         for bench in tqdm(benches, "evaluate", len(sections), leave=False, disable=not progress):
-            trials.append(try_section(bench, task, tried, settings, in_order))
+            trials.append(try_section(bench, task, tried, settings, older))
             if not on_section or not _is_worth_a_report(trials, sections): continue
             on_section(_report(trials, sections, figures, about))
     _require_one(trials)

@@ -28,10 +28,8 @@ from torch import Tensor
 
 from ..core.doctor import Diagnosis
 from ..discovery.sections import CrossSections
-from ..measures.control import ControlEvidence
-from ..measures.faithfulness import Runs
-from ..measures.interpretability import Hits
-from ..measures.score import PARTS, Comparison, Evidence, compare, score_parts
+from ..measures.score import (
+    KINDS, PARTS, Answers, Comparison, Evidence, compare, margin, score_parts, section_scores)
 from ..saes.fidelity import VERDICTS
 from .plots import plot_curves, plot_discovery, plot_edits, plot_faithfulness, to_html
 
@@ -46,9 +44,10 @@ def worst_verdict(verdicts: Iterable[str]) -> str:
 
 # what must be the same for two scores to be compared -> where it stands in the settings
 _MUST_AGREE = {
+    "version of the score": ("score_version",),
     "model": ("model", "hash"), "precision": ("model", "dtype"), "prompts": ("task", "hash"),
     "cross-sections": ("sections",), "ground truth": ("dictionaries", "hash"), "certificate": ("certificate",),
-    "projection": ("projection",), "tests": ("tests",), "numbers of moves": ("ks",),
+    "projection": ("projection",), "tests": ("tests",),
 }
 
 
@@ -96,9 +95,20 @@ class SageReport:
         "The parts of the score in each cross-section that counts."
         rows = []
         for name, evidence in self.evidence.items():
-            for e, part in zip(evidence, score_parts(evidence)):
-                rows.append({"sae": name, "section": e.section, **dict(zip(PARTS, part.tolist()))})
+            parts = score_parts(evidence)
+            for e, part, score in zip(evidence, parts.tolist(), section_scores(parts).tolist()):
+                row = {"sae": name, "section": e.section, "score": score, **dict(zip(PARTS, part)), "weight": e.weight}
+                rows.append(row)
         return pd.DataFrame(rows).set_index(["sae", "section"])
+
+    def margin(
+        self,
+        name: str,  # of an SAE in this report
+    ) -> Comparison:
+        "How far its score stands above that of the best baseline without features."
+        plain = self.settings.get("baselines", [])
+        if name not in self.evidence: raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(self.evidence)})")
+        return margin(self.evidence[name], {other: self.evidence[other] for other in plain}, name)
 
     def compare(
         self,
@@ -171,9 +181,6 @@ def _repr_html_(self: SageReport) -> str:
         _details("Settings", f"<pre>{settings}</pre>")])
 
 # %% ../../nbs/7_report/72_report.ipynb #10d51265
-_KINDS = {"runs": Runs, "control": ControlEvidence, "coverage": Hits}
-
-
 def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
     "The numbers of one piece of evidence by their names."
     def named(name, numbers):
@@ -182,24 +189,29 @@ def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
         tensors = {}
         for part in numbers._fields: tensors |= named(f"{name}.{part}", getattr(numbers, part))
         return tensors
-    return named("runs", evidence.runs) | named("control", evidence.control) | named("coverage", evidence.coverage)
+    return named("own", evidence.own) | named("planted", evidence.planted)
 
 
 def evidence_of_tensors(
     tensors: dict[str, Tensor],  # as `evidence_tensors` gives them
     section: str,
+    weight: float,
     measure: str | None,
-    ks: tuple[int, ...],
 ) -> Evidence:
     "The evidence that has these numbers."
     def built(name, kind):
-        if not hasattr(kind, "_fields"): return tensors[name]
-        return kind(*(built(f"{name}.{part}", of) for part, of in kind.__annotations__.items()))
-    numbers = {name: built(name, kind) for name, kind in _KINDS.items() if any(t.startswith(name) for t in tensors)}
-    return Evidence(section, **numbers, measure=measure, ks=ks)
+        if kind is Tensor: return tensors[name]
+        return kind(*(built(f"{name}.{part}", Tensor) for part in kind._fields))
+
+    def answers(whose):
+        found = {}
+        for part, kind in KINDS.items():
+            if f"{whose}.{part}.{kind._fields[0]}" in tensors: found[part] = built(f"{whose}.{part}", kind)
+        return Answers(**found)
+    return Evidence(section, answers("own"), answers("planted"), weight, measure)
 
 # %% ../../nbs/7_report/72_report.ipynb #e4496cd9
-SCHEMA = 4  # of report.json; raised whenever a reader of the last one would misread it
+SCHEMA = 5  # of report.json; raised whenever a reader of the last one would misread it
 _FRAMES = ("table", "scores", "sections", "latents", "fit")
 _STYLE = (
     "body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
@@ -241,7 +253,7 @@ def _to_json(report: SageReport, numbers: bytes) -> str:
     "The report as JSON, beside a file with the numbers of its evidence."
     evidence = {}
     for name, some in report.evidence.items():
-        evidence[name] = [{"section": e.section, "measure": e.measure, "ks": e.ks} for e in some]
+        evidence[name] = [{"section": e.section, "weight": e.weight, "measure": e.measure} for e in some]
     data = {"schema": SCHEMA, **{name: _columns(getattr(report, name)) for name in _FRAMES},
             "settings": report.settings, "notes": report.notes, "evidence": evidence,
             "evidence_sha256": hashlib.sha256(numbers).hexdigest()}
@@ -287,7 +299,7 @@ def _load(folder: str | Path) -> SageReport:
         for i, e in enumerate(some):
             start = f"{name}|{i}|"
             mine = {key.removeprefix(start): x for key, x in tensors.items() if key.startswith(start)}
-            evidence[name].append(evidence_of_tensors(mine, e["section"], e["measure"], tuple(e["ks"])))
+            evidence[name].append(evidence_of_tensors(mine, e["section"], e["weight"], e["measure"]))
     frames = {name: pd.DataFrame(data[name]) for name in _FRAMES}
     frames["table"] = frames["table"].astype({"k": "Int64"})
     return SageReport(**frames, settings=data["settings"], notes=data["notes"], evidence=evidence)
