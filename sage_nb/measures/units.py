@@ -135,7 +135,7 @@ class Names:
         carried = along(decomposition.latents, vectors).clamp(0, 1)
         share = along(decomposition.latents, decomposition.latents.sum(1))
 
-        def per_value(x): return torch.from_numpy(x.T @ holds.numpy()).reshape(len(units), -1)
+        def per_value(x): return torch.from_numpy(x.T @ holds.numpy()).reshape(len(units), holds.shape[1])
         both, sizes, active = per_value(units.on), holds.sum(0), torch.from_numpy(units.on.sum(0)).reshape(-1, 1)
         return cls(
             units, tuple(features.labels), kappa(both / units.n, active / units.n, sizes / units.n),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST_COMBINATIONS', 'leaking', 'rescaled', 'permuted', 'with_dead_copies', 'with_live_copies', 'split_by_coin',
-           'split_by_context', 'joint', 'absorbed', 'hedged', 'amplified', 'cancelling', 'with_constant', 'split_signs',
+           'split_by_context', 'joint', 'absorbed', 'hedged', 'amplified', 'cancelling', 'with_constant',
            'rotated_basis', 'with_error', 'random_directions', 'table_sae', 'labelled_table', 'token_means',
            'residual_clusters']
 
-# %% ../../nbs/7_report/76_attacks.ipynb #2fc71f64
+# %% ../../nbs/7_report/76_attacks.ipynb #cf10bf5a
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ from ..saes.baselines import random_decoder
 from ..saes.codes import Codes, Pursuit, SparseSAE
 from ..truth.features import Dictionary, Features
 
-# %% ../../nbs/7_report/76_attacks.ipynb #c09c9980
+# %% ../../nbs/7_report/76_attacks.ipynb #8a750fe5
 def _rows(table: Tensor, indices: Int[Tensor, "token active"]) -> Tensor:
     "The table's entries for some latents."
     return table.to(indices.device)[indices]
@@ -70,7 +70,7 @@ def with_dead_copies(sae: SparseSAE) -> SparseSAE:
     def recode(codes, x): return _and(codes, codes.indices + sae.d_sae, torch.zeros_like(codes.values))
     return recoded(sae, recode, torch.cat([sae.W_dec, sae.W_dec]))
 
-# %% ../../nbs/7_report/76_attacks.ipynb #ecde074d
+# %% ../../nbs/7_report/76_attacks.ipynb #5d30c4e3
 def with_live_copies(sae: SparseSAE) -> SparseSAE:
     "Each latent is two that fire together, with half of its value each."
     def recode(codes, x):
@@ -112,7 +112,7 @@ def split_by_context(
     columns = torch.tensor([partners.get(i, i) for i in range(len(dictionary.features))])
     return _split(planted, copies, lambda codes, x: codes.indices[:, columns] % copies)
 
-# %% ../../nbs/7_report/76_attacks.ipynb #c8db215e
+# %% ../../nbs/7_report/76_attacks.ipynb #f55fadb8
 MOST_COMBINATIONS = 2**16
 
 
@@ -156,7 +156,7 @@ def absorbed(planted: SparseSAE, dictionary: Dictionary) -> SparseSAE:
         return codes._replace(indices=indices, values=values)
     return recoded(planted, recode, torch.cat([planted.W_dec, planted.W_dec + planted.W_dec[companion]]))
 
-# %% ../../nbs/7_report/76_attacks.ipynb #02eb799f
+# %% ../../nbs/7_report/76_attacks.ipynb #352ef9eb
 def hedged(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # activations in which latents are companions where they fire together
@@ -170,7 +170,7 @@ def hedged(
     mixed = (1 - share) * sae.W_dec + share * sae.W_dec[companion]
     return recoded(sae, lambda codes, x: codes, torch.where(has, mixed, sae.W_dec))
 
-# %% ../../nbs/7_report/76_attacks.ipynb #a16bb49a
+# %% ../../nbs/7_report/76_attacks.ipynb #07e839da
 def amplified(
     sae: SparseSAE,
     factor: float,  # below 1, the codes shrink
@@ -197,14 +197,7 @@ def with_constant(
         return _and(codes, torch.full_like(one, sae.d_sae, dtype=torch.long), one)
     return replace(recoded(sae, recode, torch.cat([sae.W_dec, vector[None]])), b_dec=sae.b_dec - vector)
 
-# %% ../../nbs/7_report/76_attacks.ipynb #7086d30f
-def split_signs(sae: SparseSAE) -> SparseSAE:
-    "Each latent is two: one for its positive values, and one with the opposite vector for the negative ones."
-    def recode(codes, x):
-        return codes._replace(indices=codes.indices + sae.d_sae * (codes.values < 0), values=codes.values.abs())
-    return recoded(sae, recode, torch.cat([sae.W_dec, -sae.W_dec]))
-
-
+# %% ../../nbs/7_report/76_attacks.ipynb #0fcf86e2
 def rotated_basis(
     mean: Float[Tensor, "d_in"],  # becomes b_dec
     node: Node | str,
@@ -215,7 +208,7 @@ def rotated_basis(
     Q = torch.linalg.qr(torch.randn(len(mean), len(mean), generator=generator)).Q.to(mean)
     return SparseSAE(node, Q, mean, lambda y: (y - mean) @ Q.T, name, architecture="rotated basis")
 
-# %% ../../nbs/7_report/76_attacks.ipynb #972629d4
+# %% ../../nbs/7_report/76_attacks.ipynb #04106696
 def with_error(sae: SparseSAE) -> SparseSAE:
     "The coordinates of what the SAE leaves out are latents, two for each."
     plain = replace(sae, normalise="none", reading=None)
@@ -227,7 +220,7 @@ def with_error(sae: SparseSAE) -> SparseSAE:
     axes = torch.eye(sae.d_in).to(sae.W_dec)
     return recoded(sae, recode, torch.cat([sae.W_dec, axes, -axes]))
 
-# %% ../../nbs/7_report/76_attacks.ipynb #446612b2
+# %% ../../nbs/7_report/76_attacks.ipynb #48ca99a0
 def random_directions(
     sae: SparseSAE,  # that has as many latents, at the same place
     x: Float[Tensor, "token d_in"],  # for the mean, which becomes b_dec
@@ -239,7 +232,7 @@ def random_directions(
     pursuit = Pursuit(twin.W_dec, min(l0, sae.d_in))
     return replace(twin, encoder=lambda y: pursuit(y - twin.b_dec))
 
-# %% ../../nbs/7_report/76_attacks.ipynb #65372cab
+# %% ../../nbs/7_report/76_attacks.ipynb #5ee8e84d
 def _nearest(x: Float[Tensor, "token d"], table: Float[Tensor, "row d"]) -> Int[Tensor, "token"]:
     "The row that is nearest to each activation."
     return torch.cdist(x, table.to(x), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
@@ -271,7 +264,7 @@ def labelled_table(
         return _and(codes._replace(values=share * codes.values), row, torch.ones_like(row, dtype=x.dtype))
     return recoded(planted, recode, torch.cat([planted.W_dec, table - planted.b_dec - labels]))
 
-# %% ../../nbs/7_report/76_attacks.ipynb #2f874cdc
+# %% ../../nbs/7_report/76_attacks.ipynb #4fec8bad
 def token_means(
     tokens: Int[Tensor, "token"],
     x: Float[Tensor, "token d"],  # the activation at each

@@ -6,9 +6,9 @@
 __all__ = ['SAME', 'ONE', 'PLANTED', 'TRAINED', 'Make', 'Spoil', 'Expectation', 'verdict', 'Material', 'Attack', 'attacks',
            'version_1', 'Battery', 'battery']
 
-# %% ../../nbs/7_report/77_battery.ipynb #3d0d50bc
+# %% ../../nbs/7_report/77_battery.ipynb #285a07a6
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -20,15 +20,15 @@ from torch import Tensor
 from ..core.activations import Node, capture, remembered
 from ..core.intervals import Estimate
 from ..discovery.sections import CrossSections
+from ..measures.score import HALF, compare, sage_score
 from .attacks import (
     absorbed, amplified, cancelling, hedged, joint, labelled_table, leaking, permuted, random_directions, rescaled,
-    residual_clusters, rotated_basis, split_by_coin, split_by_context, split_signs, table_sae, token_means,
+    residual_clusters, rotated_basis, split_by_coin, split_by_context, table_sae, token_means,
     with_constant, with_dead_copies, with_error, with_live_copies)
 from .evaluation import evaluate
 from .report import SageReport
-from .trials import IDENTITY
 from .validation import add_noise, drop_latents, merge_latents
-from ..saes.baselines import identity_sae, pca_sae, supervised_as_sae
+from ..saes.baselines import identity_sae, pca_sae, signs_apart, supervised_as_sae
 from ..saes.codes import SparseSAE
 from ..saes.fidelity import sae_inputs
 from ..saes.routes import sources
@@ -36,7 +36,7 @@ from ..saes.sets import SAESet, embedded_saes, load_saes
 from ..tasks.task import Task
 from ..truth.dictionaries import Dictionaries
 
-# %% ../../nbs/7_report/77_battery.ipynb #8093d293
+# %% ../../nbs/7_report/77_battery.ipynb #e719491f
 SAME, ONE = 0.005, 0.02  # what still counts as the same score, and as 1
 
 # relation -> does it hold of a score, another, a share and their paired difference?
@@ -54,11 +54,12 @@ class Expectation(NamedTuple):
     relation: str  # 1, the same, below, not above, at most
     against: str | None = None  # the other SAE; None for 1
     share: float = 1.0  # of its score, for `at most`
+    where_it_tells: bool = False  # only in sections in which no baseline without features reaches half of the truth
 
     def __str__(self):
         if self.against is None: return self.relation
         how = {"the same": "the same as", "at most": f"at most {self.share:g} of"}.get(self.relation, self.relation)
-        return f"{how} {self.against}"
+        return f"{how} {self.against}{', where sections tell' if self.where_it_tells else ''}"
 
     def holds(
         self,
@@ -79,7 +80,7 @@ def verdict(
     if not difference.excludes_zero: return "tied"
     return "higher" if difference.value > 0 else "lower"
 
-# %% ../../nbs/7_report/77_battery.ipynb #676969f5
+# %% ../../nbs/7_report/77_battery.ipynb #801c17a1
 PLANTED, TRAINED = "planted", "trained"
 Make = Callable[[Node, torch.Generator], SparseSAE]  # what stands at a node; the numbers are random, seeded by node
 Spoil = Callable[[SparseSAE, torch.Generator], SparseSAE]
@@ -135,9 +136,9 @@ class Attack(NamedTuple):
     name: str
     what: str  # was done
     expected: tuple[Expectation, ...]
-    saes: SAESet | None = None  # None: a baseline that is in every report
+    saes: SAESet
 
-# %% ../../nbs/7_report/77_battery.ipynb #530b709a
+# %% ../../nbs/7_report/77_battery.ipynb #9741bea8
 _UNSEEN = {  # spelling -> how, and what was done
     "leaking": (lambda sae, g: leaking(sae), "every latent also fires with 0.00001"),
     "rescaled": (rescaled, "vectors times c, codes through c, with a random c for each latent"),
@@ -156,7 +157,7 @@ def _references(m: Material) -> Iterator[Attack]:
             name = f"{who}, {how}"
             yield Attack(name, what, (Expectation("the same", who),), m.spoiled(name, whole, spoil))
 
-# %% ../../nbs/7_report/77_battery.ipynb #0c1505d3
+# %% ../../nbs/7_report/77_battery.ipynb #bb43f9bc
 _RUNGS = (0.25, 0.5, 0.75, 1.0)
 _LADDERS = {
     "noise": (add_noise, "every vector moved at random by {:g} of the mean length"),
@@ -180,7 +181,7 @@ def _ladders(m: Material) -> Iterator[Attack]:
             saes = m.spoiled(name, m.planted, lambda sae, g, r=r: spoil(sae, r, g))
             yield Attack(name, what.format(r), expected, saes)
 
-# %% ../../nbs/7_report/77_battery.ipynb #c1daf103
+# %% ../../nbs/7_report/77_battery.ipynb #820999d8
 def _below(*others: str) -> tuple[Expectation, ...]: return tuple(Expectation("below", other) for other in others)
 
 
@@ -229,7 +230,10 @@ def _large_constant(m: Material, sae: SparseSAE, generator: torch.Generator) -> 
     vector = torch.randn(sae.d_in, generator=generator).to(x)
     return with_constant(sae, 10 * (x - x.mean(0)).norm(dim=-1).mean() * vector / vector.norm())
 
-# %% ../../nbs/7_report/77_battery.ipynb #3e86a528
+# %% ../../nbs/7_report/77_battery.ipynb #823e351a
+_TELLING = Expectation("below", TRAINED, where_it_tells=True)
+
+
 def _one_node(m: Material) -> Iterator[Attack]:
     "The ground truth at one node of each section."
     first = {section.nodes[0] for section in m.sections}
@@ -253,14 +257,14 @@ def _errors(m: Material) -> Iterator[Attack]:
 
 def _bases(m: Material) -> Iterator[Attack]:
     "Axes as latents."
-    unlike, sides = _below(PLANTED, TRAINED), "two latents each"
-    yield Attack(IDENTITY, "each coordinate at the nodes is a latent, of either sign", unlike)
+    unlike, sides = (Expectation("below", PLANTED), _TELLING), "two latents each"
 
     def signed(name, what, make, *more, places=None):
-        def both(place, generator): return split_signs(make(place, generator))
+        def both(place, generator): return signs_apart(make(place, generator))
         return Attack(name, f"{what}, {sides}", (*unlike, *more), m.made(name, both, places))
     def pca(x, node): return pca_sae(x, x.shape[1], node)
-    yield signed("coordinates ±", "the coordinates at the nodes", lambda node, g: identity_sae(len(m.truth[node].mean), node))
+    yield signed("coordinates ±", "the coordinates at the nodes",
+                 lambda node, g: identity_sae(len(m.truth[node].mean), node))
     yield signed("PCA ±", "the principal components at the nodes", lambda node, g: pca(m.acts[node], node))
     yield signed("rotated ±", "axes at the nodes, turned at random",
                  lambda node, g: rotated_basis(m.acts[node].mean(0), node, g))
@@ -269,11 +273,11 @@ def _bases(m: Material) -> Iterator[Attack]:
     yield signed("stream PCA ±", "the principal components of the stream",
                  lambda place, g: pca(m.stream[place], place), places=m.trained.saes)
     constant = m.made("PCA ±, large constant",
-                      lambda node, g: _large_constant(m, split_signs(pca(m.acts[node], node)), g))
+                      lambda node, g: _large_constant(m, signs_apart(pca(m.acts[node], node)), g))
     yield Attack(constant.name, "the same, and an always-on latent next to which small ones look as if they were off",
                  (_not_above("PCA ±"),), constant)
 
-# %% ../../nbs/7_report/77_battery.ipynb #4638a675
+# %% ../../nbs/7_report/77_battery.ipynb #7b9ec237
 _LABELS = (1.0, 0.5, 0.1, 1e-4, 0.0)
 _CLUSTERS = 16  # at each level
 
@@ -311,7 +315,7 @@ def _quantisers(m: Material) -> Iterator[Attack]:
         yield Attack(saes.name, f"centres of {_CLUSTERS} clusters, and of what they leave; one of each level is on",
                      (_not_above(PLANTED),), saes)
 
-# %% ../../nbs/7_report/77_battery.ipynb #dc267fee
+# %% ../../nbs/7_report/77_battery.ipynb #beac1d0f
 _L0S = (4, 16, 64)
 
 
@@ -346,7 +350,7 @@ def attacks(
     made = [attack for family in families for attack in family(material)]
     return made + list(_chance(material, embedded))
 
-# %% ../../nbs/7_report/77_battery.ipynb #093e43a7
+# %% ../../nbs/7_report/77_battery.ipynb #6e4c9907
 def version_1(report: SageReport) -> pd.Series:  # by SAE
     "The first version of the score, from the numbers that are still measured."
     counted = report.sections.section[report.sections.counts.astype(bool)]
@@ -354,14 +358,17 @@ def version_1(report: SageReport) -> pd.Series:  # by SAE
     coverage = (rows.test == 3) & (rows.metric == "coverage of " + rows.attribute)
     part = rows.metric.isin(["fraction recovered", "necessity", "controllability"]) & rows.test.isin([1, 2])
     parts = rows[part | coverage].assign(value=rows.value.clip(0, 1))
-    return parts.groupby(["sae", "section"], sort=False).value.mean().groupby("sae", sort=False).mean()
+    whole = rows.sae[coverage].unique()  # the others were not put to all of these tests
+    by_section = parts[parts.sae.isin(whole)].groupby(["sae", "section"], sort=False).value.mean()
+    return by_section.groupby("sae", sort=False).mean()
 
-# %% ../../nbs/7_report/77_battery.ipynb #c3822910
+# %% ../../nbs/7_report/77_battery.ipynb #2d090ef5
 @dataclass(frozen=True, repr=False)
 class Battery:
     "What the score made of the attacks."
     report: SageReport  # of all of them
     table: pd.DataFrame  # one row per relation
+    unasked: list[str]  # relations in sections that tell, of which there are none
 
     @property
     def held(self) -> float:
@@ -376,7 +383,8 @@ class Battery:
     def __str__(self):
         counts = f"{int(self.table.holds.sum())} of {len(self.table)} relations hold"
         before = f"{int(self.table['held before'].sum())} in version 1"
-        return f"{counts} ({before})\n{self.table.drop(columns='what').round(3).to_string(index=False)}"
+        lines = [f"{counts} ({before})", self.table.drop(columns="what").round(3).to_string(index=False)]
+        return "\n".join(lines + [f"no section tells whether {relation}" for relation in self.unasked])
 
     __repr__ = __str__
 
@@ -385,16 +393,40 @@ class Battery:
         return counts + self.table.round(3).to_html(index=False)
 
 
-def _row(attack: Attack, expected: Expectation, report: SageReport, before: pd.Series) -> dict:
-    "What became of one relation."
-    card, other = report.scorecard().score, expected.against or attack.name
-    difference = report.compare(attack.name, other).difference
-    old, new = ((scores[attack.name], scores[other]) for scores in (before, card))
+def _telling(report: SageReport) -> list[str]:
+    "The sections in which no baseline without features reaches half of the ground truth."
+    counted = report.sections[report.sections.counts.astype(bool)]
+    return list(counted.section[counted["baseline score"] < HALF])
+
+
+def _compared(report: SageReport, a: str, b: str, names: list[str]) -> tuple[float, float, Estimate]:
+    "Two scores in some sections, and their paired difference."
+    one, other = ([e for e in report.evidence[name] if e.section in names] for name in (a, b))
+    return sage_score(one).value, sage_score(other).value, compare(one, other, (a, b)).difference
+
+
+def _row(attack: Attack, expected: Expectation, report: SageReport, before: pd.Series, sections: list[str]) -> dict:
+    "What became of one relation in some sections."
+    other = expected.against or attack.name
+    *scores, difference = _compared(report, attack.name, other, sections)
+    old = [before.get(name, float("nan")) for name in (attack.name, other)]
     exact = Estimate(*[old[0] - old[1]] * 3, difference.n)  # version 1 has no interval here
     return {
-        "attack": attack.name, "what": attack.what, "expected": str(expected), "score": new[0], "other": new[1],
+        "attack": attack.name, "what": attack.what, "expected": str(expected), "score": scores[0], "other": scores[1],
         "difference": difference.value, "lo": difference.lo, "hi": difference.hi, "it is": verdict(difference),
-        "holds": expected.holds(*new, difference), "version 1": old[0], "held before": expected.holds(*old, exact)}
+        "holds": expected.holds(*scores, difference), "version 1": old[0], "held before": expected.holds(*old, exact)}
+
+
+def _tabled(asked: list[Attack], report: SageReport) -> tuple[pd.DataFrame, list[str]]:
+    "One row per relation; and the relations about which no section says anything."
+    before, every, telling = version_1(report), list(report.sections.section), _telling(report)
+    rows, unasked = [], []
+    for attack in asked:
+        for expected in attack.expected:
+            names = telling if expected.where_it_tells else every
+            if names: rows.append(_row(attack, expected, report, before, names))
+            else: unasked.append(f"{attack.name} {expected}")
+    return pd.DataFrame(rows), unasked
 
 
 def _chosen(every: list[Attack], only: Iterable[str] | None) -> list[Attack]:
@@ -415,15 +447,13 @@ def battery(
     saes: SAESet,  # trained SAEs, that stand beside the attacks
     only: Iterable[str] | None = None,  # names of attacks; by default all
     seed: int = 0,
-    **options,  # of `evaluate`: tests, ks, criteria, batch_size, progress
+    **options,  # of `evaluate`: diagnostics (without which there is no version 1), criteria, batch_size, progress
 ) -> Battery:
     "Attack the score, and see what holds."
     if isinstance(only, str): raise TypeError(f"only={only!r} is a single attack: put it in a list")
     material = Material(model, task, sections, truth, replace(saes, name=TRAINED), seed)
     with remembered():
         tried = _chosen(attacks(material, saes.name), only)
-        sets = [attack.saes for attack in tried if attack.saes]
+        sets = [attack.saes for attack in tried]
         report = evaluate(model, task, sections, truth, sets, twins=False, force=True, **options)
-    before = version_1(report)
-    asked = [attack for attack in tried if only is None or attack.name in only]
-    return Battery(report, pd.DataFrame([_row(a, e, report, before) for a in asked for e in a.expected]))
+    return Battery(report, *_tabled([attack for attack in tried if only is None or attack.name in only], report))
