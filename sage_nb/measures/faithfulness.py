@@ -66,7 +66,7 @@ def summarise(runs: Runs) -> dict[str, Estimate]:
     "The three numbers of test 1 with their intervals."
     return {name: interval(runs, score) for name, score in TEST_1.items()}
 
-# %% ../../nbs/6_measures/61_faithfulness.ipynb #47b00c20
+# %% ../../nbs/6_measures/61_faithfulness.ipynb #e44d5f2d
 SPARSE_KS = (1, 4, 16)  # latents kept at each node
 
 
@@ -104,11 +104,13 @@ def run_sparse(
     bench: Workbench,
     read: Mapping[Node, NamedUnits],  # of `name_units`
     named_only: bool = True,
-) -> tuple[SparseRuns, Runs]:  # the second with all latents
+    whole: bool = True,  # also run what all latents say
+) -> tuple[SparseRuns, Runs | None]:  # the second with all latents
     "Run the model with what few latents say, then all, and with what they leave out."
     steps = [{node: largest(some, k, named_only).to(bench.acts[node]) for node, some in read.items()} for k in SPARSE_KS]
-    steps.append({node: some.test.reconstruction.to(bench.acts[node]) for node, some in read.items()})
+    if whole: steps.append({node: some.test.reconstruction.to(bench.acts[node]) for node, some in read.items()})
     rest = [{node: bench.means[node] + x - put_in[node] for node, x in bench.acts.items()} for put_in in steps]
     kept, left_out = (torch.stack(run_in_turn(bench, some, Workbench.metric), 1) for some in (steps, rest))
-    few = SparseRuns(bench.clean, bench.ablated, kept[:, :-1], left_out[:, :-1])
-    return few, Runs(bench.clean, bench.ablated, kept[:, -1], left_out[:, -1])
+    n = len(SPARSE_KS)
+    few = SparseRuns(bench.clean, bench.ablated, kept[:, :n], left_out[:, :n])
+    return few, Runs(bench.clean, bench.ablated, kept[:, n], left_out[:, n]) if whole else None
