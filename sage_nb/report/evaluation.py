@@ -254,20 +254,23 @@ def _looked_at(
     return figures, admitted
 
 # %% ../../nbs/7_report/74_evaluation.ipynb #6404c0ae
-def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESet], settings: Settings) -> None:
-    "Let `remembered` have all that a section's trials read of the true runs, in one pass of each set of prompts."
-    needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
-    wanted = [task.test.prompts, task.test.counterfactual(section.attribute).prompts]
-    if 3 in settings.tests: wanted.append(task.train.prompts)
-    lowest = Node("resid_pre", min(node.layer for node in section.nodes))  # where runs on the section start
-    for prompts in wanted: capture(model, prompts, [*section.nodes, lowest, *needed], settings.batch_size)
+def _capture_once(model, task: Task, sections: Sequence[CrossSection], sets: Sequence[SAESet], settings: Settings):
+    "Let `remembered` have all that the trials of one attribute read of the true runs, in one pass of each prompt."
+    nodes = dict.fromkeys(node for section in sections for node in section.nodes)
+    needed = [node for saes in sets for node in reads(model, nodes, saes, settings.projection)]
+    lowest = [Node("resid_pre", min(node.layer for node in section.nodes)) for section in sections]  # where runs start
+    counterfactual = task.test.counterfactual(sections[0].attribute)
+    for prompts in (task.test.prompts, counterfactual.prompts, task.train.prompts):
+        capture(model, prompts, dict.fromkeys([*nodes, *lowest, *needed]), settings.batch_size)
 
 
 def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:
     "Every cross-section set up, one after the other; the clean run is made once."
-    clean = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size)
+    clean, captured = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size), set()
     for section in sections:
-        _capture_once(model, task, section, sets, settings)
+        same = [other for other in sections if other.attribute == section.attribute]
+        if section.attribute not in captured: _capture_once(model, task, same, sets, settings)
+        captured.add(section.attribute)
         yield set_up(model, task, section, truth, settings.batch_size, clean)
 
 

@@ -37,7 +37,7 @@ from ..tasks.task import Task
 from ..truth.runs import Workbench, editable
 
 # %% ../../nbs/7_report/73_trials.ipynb #6eddb04a
-GREEDY_KS = (1, 4, 16)
+GREEDY_KS = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -251,8 +251,8 @@ def try_section(
     trials = {}
     for saes in (planted(bench), coordinates(bench), *sets):
         name = saes.name
-        trials[name] = try_saes(bench, task, saes, settings, tests, name in older, whole=name in {IDENTITY, *whole})
-    identity = trials[IDENTITY].runs
+        trials[name] = try_saes(bench, task, saes, settings, tests, name in older, whole=name in whole)
+    identity = Runs(bench.clean, bench.ablated, reconstructed=bench.metric(bench.acts), left_out=bench.ablated)
     _require_same(bench, identity)
     floor = Runs(bench.clean, bench.ablated, reconstructed=bench.ablated, left_out=identity.reconstructed)
     runs = {s.name: trials[s.name].runs for s in sets if trials[s.name].runs}
