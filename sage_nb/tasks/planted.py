@@ -125,7 +125,7 @@ def _write_decoy(weights, head, leak, generator):
     weights.write(head, "junk")
     weights.write(head, "answer", leak)
 
-# %% ../../nbs/2_tasks/25_planted.ipynb #e8c37911
+# %% ../../nbs/2_tasks/25_planted.ipynb #4eb52a98
 def _random_turns(n: int, width: int, generator) -> Float[Tensor, "n width width"]:
     return torch.linalg.qr(torch.randn(n, width, width, generator=generator)).Q
 
@@ -184,6 +184,7 @@ def planted_circuit(
     weights.tensors["embed.W_E"][ids, weights.part["word"]] = weights.eye
     weights.tensors["pos_embed.W_pos"][:, weights.part["place"]] = torch.eye(len(_PLACES))
     weights.tensors["unembed.W_U"][weights.part["answer"], ids] = 10 * weights.eye
+    weights.tensors["unembed.b_U"][tokenizer.bos_token_id] = 1.0  # else logits of nothing answered are all rounding
     for head in product(range(2), range(4)):
         if head == _NOTER: _write_noter(weights, sharpness)
         elif head in _COPIERS: _write_copier(weights, head, words, sharpness)
