@@ -385,9 +385,10 @@ def train_sae(
     if frozen == "decoder": sae.W_dec.requires_grad_(False)
     if frozen == "soft-decoder": _stay_near(trainer, sae.W_dec)
     if frozen == "encoder": _freeze_encoder(trainer, activations.mean(0))
-    trainer.optimizer.register_step_pre_hook(lambda *_: _show(trainer, after))
+    some = activations[:: len(activations) // _BATCH]
+    trainer.optimizer.register_step_pre_hook(lambda *_: _show(trainer, after, some))
     sae = _finite(trainer.fit())
-    _show(trainer, after)
+    _show(trainer, after, some)
     return sae
 
 
@@ -424,15 +425,20 @@ def _shuffled(activations, seed):
             if len(rows) == _BATCH: yield activations[rows]
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #8fcad5d0
-def _show(trainer, after):
+@torch.no_grad()
+def _show(trainer, after, some):
     "Hand on a copy of the SAE, as it would be if training ended here, if something is to be done with it."
     if trainer.n_training_steps not in after: return
     sae, scale = deepcopy(trainer.sae), trainer.activation_scaler.scaling_factor
     if scale is not None: sae.fold_activation_norm_scaling_factor(scale)
-    if hasattr(sae, "topk_threshold"):  # a running mean that starts at 0, as if every latent had been on before
-        seen = trainer.n_training_samples // _BATCH
-        sae.topk_threshold /= 1 - (1 - sae.cfg.topk_threshold_lr) ** seen
+    if hasattr(sae, "topk_threshold"): sae.topk_threshold.fill_(_threshold(sae, some))
     after[trainer.n_training_steps](_finite(sae).requires_grad_(False))
+
+
+def _threshold(sae, some):
+    "The least activation that is among the k of each token, in the mean over some tokens."
+    f = sae.encode(some)
+    return f[f > 0].min()
 
 
 def _check_steps(after, last):
