@@ -260,8 +260,8 @@ def test_tpp_is_that_of_a_slow_plain_loop():
         return (right[has[100:, i]].mean() + right[~has[100:, i]].mean()) / 2
     scores = []
     for i in range(3):
-        gains = [max(f[:100][has[:100, i], j].mean() - f[:100][~has[:100, i], j].mean(), 0) * (W_dec[j] @ probes[i].coef_[0])
-                 for j in range(6)]
+        yes, no = f[:100][has[:100, i]], f[:100][~has[:100, i]]
+        gains = [max(yes[:, j].mean() - no[:, j].mean(), 0) * (W_dec[j] @ probes[i].coef_[0]) for j in range(6)]
         out = [j for j in sorted(range(6), key=lambda j: -gains[j])[:2] if gains[j] > 0]
         ablated = x - sum(np.outer(f[:, j], W_dec[j]) for j in out)
         drops = [accuracy(j, x) - accuracy(j, ablated) for j in range(3)]
@@ -278,7 +278,8 @@ def test_peers_do_not_see_how_a_latent_is_scaled(model):
         codes = sae.encode(x)
         return codes._replace(values=codes.values / factor[codes.indices])
     scaled = replace(sae, W_dec=sae.W_dec * factor[:, None], encoder=encoder)
-    one, other = peer_metrics(model, task, [SAESet("as it is", {sae.node: sae}), SAESet("scaled", {sae.node: scaled})]).values
+    sets = [SAESet(name, {sae.node: same}) for name, same in {"as it is": sae, "scaled": scaled}.items()]
+    one, other = peer_metrics(model, task, sets).values
     assert np.allclose(one, other, rtol=1e-3, atol=1e-3)
 
 

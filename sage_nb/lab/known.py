@@ -18,9 +18,9 @@ from torch import Tensor
 from ..core.activations import Node
 from ..saes.baselines import random_decoder
 from ..saes.codes import SparseSAE, to_codes
-from ..saes.fidelity import sae_inputs, variance_explained_by
+from ..saes.fidelity import sae_inputs
 from ..saes.sets import SAESet
-from ..tasks.planted import Planted, planted_circuit
+from ..tasks.planted import Planted
 from ..tasks.task import Task
 
 # %% ../../nbs/8_lab/85_known.ipynb #49efed0d

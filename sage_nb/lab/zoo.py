@@ -409,21 +409,6 @@ def _finite(sae):
     if bad: raise ValueError(f"training diverged: {', '.join(bad)} are not finite: use another seed or a lower lr")
     return sae
 
-
-def _schedule(samples, lr):
-    steps = samples // _BATCH
-    return SAETrainerConfig(
-        total_training_samples=steps * _BATCH, train_batch_size_samples=_BATCH, lr=lr, lr_end=lr / 10,
-        lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 4, n_batches_for_norm_estimate=100)
-
-
-def _shuffled(activations, seed):
-    "An endless stream of batches, in another order each time round."
-    order = torch.Generator().manual_seed(seed)
-    while True:
-        for rows in torch.randperm(len(activations), generator=order).split(_BATCH):
-            if len(rows) == _BATCH: yield activations[rows]
-
 # %% ../../nbs/8_lab/81_zoo.ipynb #8fcad5d0
 @torch.no_grad()
 def _show(trainer, after, some):
@@ -445,6 +430,21 @@ def _check_steps(after, last):
     "Refuse steps that training does not come to."
     beyond = [step for step in after if not isinstance(step, int) or not 0 <= step <= last]
     if beyond: raise ValueError(f"after step {beyond[0]!r} there is no SAE to look at: training has steps 0 … {last}")
+
+# %% ../../nbs/8_lab/81_zoo.ipynb #2f6de06e
+def _schedule(samples, lr):
+    steps = samples // _BATCH
+    return SAETrainerConfig(
+        total_training_samples=steps * _BATCH, train_batch_size_samples=_BATCH, lr=lr, lr_end=lr / 10,
+        lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 4, n_batches_for_norm_estimate=100)
+
+
+def _shuffled(activations, seed):
+    "An endless stream of batches, in another order each time round."
+    order = torch.Generator().manual_seed(seed)
+    while True:
+        for rows in torch.randperm(len(activations), generator=order).split(_BATCH):
+            if len(rows) == _BATCH: yield activations[rows]
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #2f4b89ba
 def _stay_near(trainer, W_dec):
@@ -617,7 +617,7 @@ def sae_hooks(
     model,
     place: str,  # res or z
 ) -> list[str]:
-    "Hook names of where SAEs stand: at z of every layer, or in the residual stream before every layer and after the last."
+    "Hook names of where SAEs stand: at z of every layer, or in the stream before every layer and after the last."
     layers = range(model.cfg.n_layers)
     at = {"z": [f"blocks.{layer}.attn.hook_z" for layer in layers],
           "res": [*(f"blocks.{layer}.hook_resid_pre" for layer in layers), f"blocks.{layers[-1]}.hook_resid_post"]}

@@ -105,9 +105,9 @@ def order_along_training(
     placed = pd.DataFrame([steps[name] for name, _ in table.index], columns=["run", "step"], index=table.index)
     rows = {}
     for run, part in table.groupby(placed["run"], sort=False):
-        if placed.loc[part.index, "step"].nunique() < 3:
+        step = placed.loc[part.index, "step"]
+        if step.nunique() < 3:
             raise ValueError(f"run {run!r} has fewer than 3 snapshots: there is no order to speak of")
-        for measure in table:
-            by_step = pd.Series(part[measure].values, [placed.loc[part.index, "step"], part.index.get_level_values("seed")])
-            rows[run, measure] = _of_run(by_step.unstack().sort_index())
+        by_step = part.set_axis([step, part.index.get_level_values("seed")])
+        for measure in table: rows[run, measure] = _of_run(by_step[measure].unstack().sort_index())
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["run", "measure"])
