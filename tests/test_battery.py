@@ -1,4 +1,4 @@
-"""The battery, small: what must hold of a dozen attacks, on agreement in the embedded model; and what it says of failures."""
+"""The battery, small: what must hold of a dozen attacks on agreement in the embedded model, and what failures look like."""
 import pandas as pd
 import pytest
 import torch
@@ -53,7 +53,8 @@ def test_every_attack_leaves_what_it_spoils_as_it_was(ground):
     material = Material(*ground)
     before = {node: sae.reconstruct(material.acts[node]) for node, sae in material.planted.saes.items()}
     list(attacks(material))
-    for node, sae in material.planted.saes.items(): assert torch.equal(sae.reconstruct(material.acts[node]), before[node])
+    for node, sae in material.planted.saes.items():
+        assert torch.equal(sae.reconstruct(material.acts[node]), before[node])
 
 
 @pytest.mark.parametrize("relation,a,b,interval,holds", [

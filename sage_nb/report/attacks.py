@@ -22,7 +22,7 @@ from ..core.activations import Node
 from .validation import coin, recoded
 from ..saes.baselines import random_decoder
 from ..saes.codes import Codes, Pursuit, SparseSAE
-from ..truth.features import Dictionary, Features
+from ..truth.features import Dictionary
 
 # %% ../../nbs/7_report/76_attacks.ipynb #8a750fe5
 def _rows(table: Tensor, indices: Int[Tensor, "token active"]) -> Tensor:

@@ -22,8 +22,8 @@ from ..core.intervals import Estimate
 from ..discovery.sections import CrossSections
 from ..measures.score import HALF, compare, sage_score
 from .attacks import (
-    absorbed, amplified, cancelling, hedged, joint, labelled_table, leaking, misnamed, permuted, random_directions, rescaled,
-    residual_clusters, rotated_basis, split_by_coin, split_by_context, table_sae, token_means,
+    absorbed, amplified, cancelling, hedged, joint, labelled_table, leaking, misnamed, permuted, random_directions,
+    rescaled, residual_clusters, rotated_basis, split_by_coin, split_by_context, table_sae, token_means,
     with_constant, with_dead_copies, with_error, with_live_copies)
 from .evaluation import evaluate
 from .report import SageReport
@@ -392,7 +392,7 @@ class Battery:
         counts = f"<p>{int(self.table.holds.sum())} of {len(self.table)} relations hold</p>"
         return counts + self.table.round(3).to_html(index=False)
 
-
+# %% ../../nbs/7_report/77_battery.ipynb #b49447e1
 def _telling(report: SageReport) -> list[str]:
     "The sections in which no baseline without features reaches half of the ground truth."
     counted = report.sections[report.sections.counts.astype(bool)]
