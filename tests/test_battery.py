@@ -1,4 +1,4 @@
-"""The battery, small: what must hold of a dozen attacks on agreement in the embedded model, and what failures look like."""
+"""The battery, small: what must hold of a dozen attacks on agreement in tiny-gpt2, and what failures look like."""
 import pandas as pd
 import pytest
 import torch

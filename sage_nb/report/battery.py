@@ -438,7 +438,7 @@ def _chosen(every: list[Attack], only: Iterable[str] | None) -> list[Attack]:
     against = [e.against for name in only for e in by_name[name].expected if e.against]
     return [attack for attack in every if attack.name in {*only, *against}]
 
-
+# %% ../../nbs/7_report/77_battery.ipynb #e32affa8
 def battery(
     model,
     task: Task,

@@ -113,17 +113,6 @@ class Workbench:
         "What the ground truth reads of the other attributes; made once too."
         return read_others(self)
 
-# %% ../../nbs/4_truth/43_runs.ipynb #45b649b8
-@patch
-def at(self: Workbench, rows) -> Workbench:
-    "The bench with some of its prompts: a slice, a mask or an index tensor."
-    def outcome(whole): return Outcome(*(x[rows] for x in whole))
-    def acts(whole): return {node: x[rows] for node, x in whole.items()}
-    return replace(
-        self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
-        acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
-        untouched=outcome(self.untouched), target=outcome(self.target), stream=acts(self.stream))
-
 # %% ../../nbs/4_truth/43_runs.ipynb #4ddd4324
 def _check_asked(task, section, truth, clean):
     "Refuse what a bench cannot be made of."
@@ -162,6 +151,17 @@ def set_up(
     target = outcomes(model, test, [attribute], goal, batch_size, stream)[attribute]
     return Workbench(model, test, section, truth, batch_size, acts, clean[None].metric, ablated, clean[attribute],
                      counterfactual, goal, target, stream)
+
+
+@patch
+def at(self: Workbench, rows) -> Workbench:
+    "The bench with some of its prompts: a slice, a mask or an index tensor."
+    def outcome(whole): return Outcome(*(x[rows] for x in whole))
+    def acts(whole): return {node: x[rows] for node, x in whole.items()}
+    return replace(
+        self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
+        acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
+        untouched=outcome(self.untouched), target=outcome(self.target), stream=acts(self.stream))
 
 # %% ../../nbs/4_truth/43_runs.ipynb #8db5480a
 def run_in_turn(
