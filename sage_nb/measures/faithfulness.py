@@ -66,7 +66,7 @@ def summarise(runs: Runs) -> dict[str, Estimate]:
     "The three numbers of test 1 with their intervals."
     return {name: interval(runs, score) for name, score in TEST_1.items()}
 
-# %% ../../nbs/6_measures/61_faithfulness.ipynb #6d75ef06
+# %% ../../nbs/6_measures/61_faithfulness.ipynb #e44d5f2d
 SPARSE_KS = (1, 4, 16)  # latents kept at each node
 
 
@@ -89,7 +89,7 @@ def sparse_faithfulness(m: SparseRuns) -> Float[Tensor, "... k"]:
 def largest(
     read: NamedUnits,
     k: int,
-    named_only: bool = False,  # only units that have a value's name
+    named_only: bool = True,  # only units that have a value's name
 ) -> Float[Tensor, "prompt d"]:
     "The reconstruction by the k latents of largest share, and the bias."
     parts = read.test
@@ -103,12 +103,14 @@ def largest(
 def run_sparse(
     bench: Workbench,
     read: Mapping[Node, NamedUnits],  # of `name_units`
-    named_only: bool = False,
-) -> tuple[SparseRuns, Runs]:  # the second with all latents
+    named_only: bool = True,
+    whole: bool = True,  # also run what all latents say
+) -> tuple[SparseRuns, Runs | None]:  # the second with all latents
     "Run the model with what few latents say, then all, and with what they leave out."
     steps = [{node: largest(some, k, named_only).to(bench.acts[node]) for node, some in read.items()} for k in SPARSE_KS]
-    steps.append({node: some.test.reconstruction.to(bench.acts[node]) for node, some in read.items()})
+    if whole: steps.append({node: some.test.reconstruction.to(bench.acts[node]) for node, some in read.items()})
     rest = [{node: bench.means[node] + x - put_in[node] for node, x in bench.acts.items()} for put_in in steps]
     kept, left_out = (torch.stack(run_in_turn(bench, some, Workbench.metric), 1) for some in (steps, rest))
-    few = SparseRuns(bench.clean, bench.ablated, kept[:, :-1], left_out[:, :-1])
-    return few, Runs(bench.clean, bench.ablated, kept[:, -1], left_out[:, -1])
+    n = len(SPARSE_KS)
+    few = SparseRuns(bench.clean, bench.ablated, kept[:, :n], left_out[:, :n])
+    return few, Runs(bench.clean, bench.ablated, kept[:, n], left_out[:, n]) if whole else None

@@ -202,7 +202,7 @@ def compare(
     found = intervals(both, {"": lambda m: numbers(a, m[0]) - numbers(b, m[1])}, within=(-1, 1))[""]
     return Comparison(*names, found[0], dict(zip(asked, found[1:])))
 
-# %% ../../nbs/6_measures/69_score.ipynb #fd0061d3
+# %% ../../nbs/6_measures/69_score.ipynb #4413848e
 HALF = 0.5  # of the planted dictionary; a baseline that reaches it makes a section undiscriminating
 
 

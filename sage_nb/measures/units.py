@@ -135,7 +135,7 @@ class Names:
         carried = along(decomposition.latents, vectors).clamp(0, 1)
         share = along(decomposition.latents, decomposition.latents.sum(1))
 
-        def per_value(x): return torch.from_numpy(x.T @ holds.numpy()).reshape(len(units), -1)
+        def per_value(x): return torch.from_numpy(x.T @ holds.numpy()).reshape(len(units), holds.shape[1])
         both, sizes, active = per_value(units.on), holds.sum(0), torch.from_numpy(units.on.sum(0)).reshape(-1, 1)
         return cls(
             units, tuple(features.labels), kappa(both / units.n, active / units.n, sizes / units.n),
@@ -277,7 +277,7 @@ def _said(bench, reading: NamedUnits, node: Node, row: int, index) -> tuple[Tens
     carried[prompt] = along(reading.test.latents[prompt, slot][:, None], vectors[prompt])[:, 0].clamp(0, 1).double().cpu()
     return on, carried
 
-# %% ../../nbs/6_measures/60_units.ipynb #ad0d8afd
+# %% ../../nbs/6_measures/60_units.ipynb #b3c40b0a
 ENOUGH = 0.9  # of what all units with the name say together, for which the first few are counted
 
 

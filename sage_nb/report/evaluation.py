@@ -259,7 +259,8 @@ def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESe
     needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
     wanted = [task.test.prompts, task.test.counterfactual(section.attribute).prompts]
     if 3 in settings.tests: wanted.append(task.train.prompts)
-    for prompts in wanted: capture(model, prompts, [*section.nodes, *needed], settings.batch_size)
+    lowest = Node("resid_pre", min(node.layer for node in section.nodes))  # where runs on the section start
+    for prompts in wanted: capture(model, prompts, [*section.nodes, lowest, *needed], settings.batch_size)
 
 
 def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:
@@ -351,7 +352,7 @@ def _report(
 ) -> SageReport:
     "What is known when these trials have been made."
     counted = [trial for trial in trials if not trial.verdict]
-    evidence = {name: [trial.evidence(name) for trial in counted] for name in trials[0].runs}
+    evidence = {name: [trial.evidence(name) for trial in counted] for name in trials[0].methods}
     if len(trials) < len(sections): about = about | {"partial": f"{len(trials)} of {len(sections)} cross-sections"}
     scored = [name for name in figures if name in evidence]
     plain = _baselines(trials, scored)
@@ -425,7 +426,7 @@ def evaluate(
     with remembered(), count_passes(model, len(task)) as passes:
         benches = _benches(model, task, sections, truth, tried, settings)
         for bench in tqdm(benches, "evaluate", len(sections), leave=False, disable=not progress):
-            trials.append(try_section(bench, task, tried, settings, older))
+            trials.append(try_section(bench, task, tried, settings, older, list(l0)))
             if not on_section or not _is_worth_a_report(trials, sections): continue
             on_section(_report(model, task, trials, sections, figures, about))
     _require_one(trials)

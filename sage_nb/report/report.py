@@ -45,10 +45,9 @@ def worst_verdict(verdicts: Iterable[str]) -> str:
 
 # what must be the same for two scores to be compared -> where it stands in the settings
 _MUST_AGREE = {
-    "version of the score": ("score_version",),
     "model": ("model", "hash"), "precision": ("model", "dtype"), "prompts": ("task", "hash"),
     "cross-sections": ("sections",), "ground truth": ("dictionaries", "hash"), "certificate": ("certificate",),
-    "projection": ("projection",), "tests": ("tests",),
+    "projection": ("projection",), "tests": ("tests",), "version of the score": ("score_version",),
 }
 
 
@@ -156,15 +155,22 @@ def plot(self: SageReport) -> Figure:
     return plot_faithfulness(self.table)
 
 
+_CURVES = {"control by name": "Control by name", "sparse faithfulness": "Faithfulness by few latents"}
+
+
 def _pictures(report: SageReport) -> Iterator[str]:
     "What there is to see, test by test."
-    yield "<h3>Test 1: sufficiency and necessity</h3>"
+    for metric, what in _CURVES.items():
+        if (report.table.metric == metric).any():
+            yield f"<h3>{what}</h3>"
+            yield to_html(plot_edits(report.table, metric), f"{metric} against number of latents, per cross-section")
+    yield "<h3>Diagnostics: reconstruction by all latents</h3>"
     yield to_html(report.plot(), "bars of fraction recovered and necessity per cross-section and method")
-    if (report.table.test == 2).any():
-        yield "<h3>Test 2: sparse control</h3><p>Dotted: no edit. Dashed: the supervised edit.</p>"
+    if (report.table.metric == "edit success").any():
+        yield "<h3>Diagnostics: greedy edits</h3><p>Dotted: no edit. Dashed: the supervised edit.</p>"
         yield to_html(plot_edits(report.table), "edit success against number of latents, per cross-section")
     if len(report.latents):
-        yield "<h3>Test 3: latents with a name</h3>"
+        yield "<h3>Diagnostics: latents with a name</h3>"
         yield report.latents.head(20).round(2).to_html(index=False)
     if report.discovery is not None and len(report.discovery):
         yield "<h3>Where the attributes are</h3>"

@@ -120,9 +120,10 @@ def answers_of(
     task: Task,
     read: dict[Node, NamedUnits],  # of `name_units`
     tests: Iterable[int],
-) -> tuple[Answers, Runs]:
-    "What the score asks, and the reconstruction by all latents."
-    few, everything = run_sparse(bench, read)
+    whole: bool = True,
+) -> tuple[Answers, Runs | None]:
+    "What the score asks, and the reconstruction by all latents, if the whole is wanted."
+    few, everything = run_sparse(bench, read, whole=whole)
     named = run_named(bench, read, task.train.attributes) if 2 in tests else None
     return Answers(few, named, value_hits(bench, read) if 3 in tests else None), everything
 
@@ -152,12 +153,13 @@ def try_saes(
     settings: Settings,
     tests: Iterable[int],
     older: bool = False,  # also the tests whose numbers are diagnostics
+    whole: bool = True,  # also the reconstruction by all latents
 ) -> Trial:
     "Put one SAE set to the tests."
     greedy = older and 2 in tests
     latents = read_latents(bench, saes, settings.projection, counterfactuals=greedy)
     read = name_units(bench, task, saes, settings.projection, latents.source)
-    trial = Trial(*answers_of(bench, task, read, tests))
+    trial = Trial(*answers_of(bench, task, read, tests, whole or older))
     if not older: return trial
     if greedy:
         edits = find_edits(bench, latents, settings.ks[-1])
@@ -173,11 +175,16 @@ class SectionTrial:
     section: CrossSection
     verdict: str  # why it does not count; empty where it does
     certificate: dict[str, Estimate]  # what the ground truth shows here
-    runs: dict[str, Runs]  # reconstruction by all latents: floor first, skyline and identity last
+    runs: dict[str, Runs]  # reconstruction by all latents, where it was run: floor first, skyline and identity last
     trials: dict[str, Trial]
     control: Control | None  # greedy edits; None where there are none
     weight: float  # of the section in the score
     measure: str | None  # what control by name is seen by
+
+    @property
+    def methods(self) -> list[str]:
+        "All that was tried: floor first, skyline and identity last."
+        return [FLOOR, *(name for name in self.trials if name not in (SKYLINE, IDENTITY)), SKYLINE, IDENTITY]
 
     def evidence(self, name: str) -> Evidence:
         "The evidence on one method."
@@ -233,6 +240,7 @@ def try_section(
     sets: Sequence[SAESet],
     settings: Settings,
     older: Sequence[str] = (),  # names of sets that are also put to the tests whose numbers are diagnostics
+    whole: Sequence[str] = (),  # names of sets whose reconstruction by all latents is also run
 ) -> SectionTrial:
     "All tests of all candidates in one cross-section."
     skyline = faithfulness(bench, fitted(bench))
@@ -242,11 +250,13 @@ def try_section(
     tests = {1, *settings.tests} if can_edit else {1, *settings.tests} - {2}
     trials = {}
     for saes in (planted(bench), coordinates(bench), *sets):
-        trials[saes.name] = try_saes(bench, task, saes, settings, tests, saes.name in older)
+        name = saes.name
+        trials[name] = try_saes(bench, task, saes, settings, tests, name in older, whole=name in {IDENTITY, *whole})
     identity = trials[IDENTITY].runs
     _require_same(bench, identity)
     floor = Runs(bench.clean, bench.ablated, reconstructed=bench.ablated, left_out=identity.reconstructed)
-    runs = {FLOOR: floor, **{s.name: trials[s.name].runs for s in sets}, SKYLINE: skyline, IDENTITY: identity}
+    runs = {s.name: trials[s.name].runs for s in sets if trials[s.name].runs}
+    runs = {FLOOR: floor, **runs, SKYLINE: skyline, IDENTITY: identity}
     edits = {name: trial.edits for name, trial in trials.items() if trial.edits}
     control = gather_control(bench.editing, edits, settings.ks) if can_edit else None
     measure = measure_of(trials[SKYLINE].answers.named) if can_edit else None

@@ -36,6 +36,7 @@ def outcomes(
     attributes: list[str | None],  # whose distractors the answer is compared with; None is the task's own; or only one
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # activations to put in
     batch_size: int = 64,
+    start: dict[Node, Float[Tensor, "prompt pos d_model"]] | None = None,  # where the run starts, as of `run`
 ) -> dict[str | None, Outcome]:
     "One run of the model, as each attribute sees it."
     if attributes is None or isinstance(attributes, str): attributes = [attributes]
@@ -45,7 +46,7 @@ def outcomes(
     def look(logits, rows):  # token ids are exact in float32, not in 16 bits
         seen = [metric(logits, rows).float() for metric in metrics]
         return torch.stack([*seen, logits.argmax(-1).float()], 1)
-    *seen, token = run(model, task.prompts, look, edits, batch_size).unbind(1)
+    *seen, token = run(model, task.prompts, look, edits, batch_size, start).unbind(1)
     return {attribute: Outcome(metric, token.long()) for attribute, metric in zip(attributes, seen)}
 
 
@@ -69,6 +70,7 @@ class Workbench:
     counterfactual: Counterfactual  # of the section's attribute
     goal: dict[Node, Float[Tensor, "prompt d"]]  # the nodes' activations on the counterfactual prompts
     target: Outcome  # with those in the section
+    stream: dict[Node, Float[Tensor, "prompt pos d_model"]]  # unedited, before the section's lowest layer
 
     @property
     def means(self) -> dict[Node, Float[Tensor, "prompt d"]]:
@@ -80,14 +82,19 @@ class Workbench:
         "How much mean ablation costs, as a share of the clean metric."
         return interval(_Ablation(self.clean, self.ablated), lambda m: 1 - m.ablated / m.clean)
 
+    def start(self, values: Iterable[Node]) -> dict[Node, Tensor] | None:
+        "Where a run with these activations put in may start: at the section's lowest layer, if none lies below."
+        (before,) = self.stream
+        return self.stream if min((node.layer for node in values), default=0) >= before.layer else None
+
     def metric(self, values: dict[Node, Float[Tensor, "prompt d"]]) -> Float[Tensor, "prompt"]:
         "The task's metric with these activations in the section."
-        return run(self.model, self.task.prompts, self.task.metric(), values, self.batch_size)
+        return run(self.model, self.task.prompts, self.task.metric(), values, self.batch_size, self.start(values))
 
     def outcome(self, values: dict[Node, Float[Tensor, "prompt d"]]) -> Outcome:
         "What the section's attribute sees with these activations in the section."
         attribute = self.section.attribute
-        return outcomes(self.model, self.task, [attribute], values, self.batch_size)[attribute]
+        return outcomes(self.model, self.task, [attribute], values, self.batch_size, self.start(values))[attribute]
 
     def at(self, rows) -> "Workbench":
         "The bench with some of its prompts: a slice, a mask or an index tensor."
@@ -96,7 +103,7 @@ class Workbench:
         return replace(
             self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
             acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
-            untouched=outcome(self.untouched), target=outcome(self.target))
+            untouched=outcome(self.untouched), target=outcome(self.target), stream=acts(self.stream))
 
     @cached_property
     def editing(self) -> "Workbench":
@@ -142,15 +149,18 @@ def set_up(
     test, attribute = task.test, section.attribute
     clean = clean or outcomes(model, test, [None, attribute], batch_size=batch_size)
     counterfactual = test.counterfactual(attribute)
-    acts = capture(model, test.prompts, section.nodes, batch_size)
+    before = Node("resid_pre", min(node.layer for node in section.nodes))
+    acts = capture(model, test.prompts, [*section.nodes, before], batch_size)
+    stream = {before: acts[before]}
+    acts = {node: acts[node] for node in section.nodes}
     goal = capture(model, counterfactual.prompts, section.nodes, batch_size)
     means = {node: truth[node].mean.expand_as(x) for node, x in acts.items()}
-    ablated = run(model, test.prompts, test.metric(), means, batch_size)
-    target = outcomes(model, test, [attribute], goal, batch_size)[attribute]
+    ablated = run(model, test.prompts, test.metric(), means, batch_size, stream)
+    target = outcomes(model, test, [attribute], goal, batch_size, stream)[attribute]
     return Workbench(model, test, section, truth, batch_size, acts, clean[None].metric, ablated, clean[attribute],
-                     counterfactual, goal, target)
+                     counterfactual, goal, target, stream)
 
-# %% ../../nbs/4_truth/43_runs.ipynb #40fdf153
+# %% ../../nbs/4_truth/43_runs.ipynb #8db5480a
 def run_in_turn(
     bench: Workbench,
     steps: Iterable[dict[Node, Float[Tensor, "prompt d"]]],  # activations to put in
