@@ -7,7 +7,6 @@ it. Who changes what the same evidence scores raises SCORE_VERSION, adds a line 
 """
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +22,7 @@ from sage_nb.discovery.sections import CrossSection, CrossSections
 from sage_nb.measures.named import MEASURES, measure_of
 from sage_nb.measures.score import SCORE_VERSION, compare, margin, reached, sage_score, score_parts, section_scores
 from sage_nb.measures.units import is_on
+from sage_nb.report.attacks import leaking, permuted, rescaled, with_dead_copies
 from sage_nb.report.evaluation import evaluate
 from sage_nb.report.report import evidence_of_tensors
 from sage_nb.report.trials import FLOOR, IDENTITY, SKYLINE, Settings, planted, try_section
@@ -138,40 +138,14 @@ def changed(saes, name, change):
     return SAESet(name, {sae.node: change(sae) for sae in saes})
 
 
-def leaking(sae):
-    "Every latent says a little more than it did, always."
-    return replace(sae, encoder=lambda x: sae.dense_encode(x) + 1e-5)
+def renumbered(sae): return permuted(sae, torch.Generator().manual_seed(0))
 
 
-def rescaled(sae, c=7.0):
-    "Longer directions, smaller codes."
-    def encoder(x):
-        codes = sae.encode(x)
-        return codes._replace(values=codes.values / c)
-    return replace(sae, W_dec=c * sae.W_dec, encoder=encoder)
+def with_longer_directions(sae): return rescaled(sae, torch.Generator().manual_seed(0))
 
 
-def renumbered(sae, seed=0):
-    "Latents in another order, and the active ones listed in another."
-    place = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(seed))
-
-    def encoder(x):
-        codes = sae.encode(x)
-        return codes._replace(indices=place[codes.indices].flip(-1), values=codes.values.flip(-1))
-    return replace(sae, W_dec=sae.W_dec[place.argsort()], encoder=encoder)
-
-
-def with_dead_copies(sae):
-    "Each latent once more, which never fires, and is listed all the same."
-    def encoder(x):
-        codes = sae.encode(x)
-        silent = codes.indices + sae.d_sae
-        return codes._replace(indices=torch.cat([silent, codes.indices], -1),
-                              values=torch.cat([0 * codes.values, codes.values], -1))
-    return replace(sae, W_dec=sae.W_dec.repeat(2, 1), encoder=encoder)
-
-
-CHANGES = {"leaking": leaking, "rescaled": rescaled, "renumbered": renumbered, "with dead copies": with_dead_copies}
+CHANGES = {"leaking": leaking, "rescaled": with_longer_directions, "renumbered": renumbered,
+           "with dead copies": with_dead_copies}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +160,7 @@ def tried(lab, section, sets, batch_size=64):
     "The parts of some sets in one section."
     bench = set_up(lab.model, lab.task, section, lab.truth, batch_size)
     trial = try_section(bench, lab.task, sets(bench), Settings(batch_size=batch_size))
-    return {name: score_parts([trial.evidence(name)])[0] for name in trial.runs}, trial
+    return {name: score_parts([trial.evidence(name)])[0] for name in trial.methods}, trial
 
 
 @pytest.fixture(scope="module")

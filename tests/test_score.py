@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
+from plain import exact_kappa
 from torch.testing import assert_close
 
 from sage_nb.core.activations import capture
@@ -93,13 +93,14 @@ def plain_control(edits, rows, measure):
 
 
 def plain_coverage(hits, rows):
-    "Kappa by scikit-learn times what is carried, mean over the values that occur."
+    "Kappa from counts times what is carried, mean over the values that occur."
     found = []
     for v in range(hits.holds.shape[1]):
         on, holds = ([bool(x[i, v]) for i in rows] for x in (hits.on, hits.holds))
         if not any(holds): continue
         carried = [float(hits.carried[i, v]) for i, a, h in zip(rows, on, holds) if a and h]
-        found.append(max(cohen_kappa_score(on, holds), 0) * np.mean(carried) if carried else 0.0)
+        agreed = float(exact_kappa(len(carried), sum(on), sum(holds), len(rows)))
+        found.append(max(agreed, 0) * np.mean(carried) if carried else 0.0)
     return np.mean(found)
 
 
@@ -163,9 +164,9 @@ def test_the_planted_dictionary_scores_1_exactly_and_nothing_scores_0():
 
 def test_the_score_and_its_interval_equal_a_plain_bootstrap():
     "The planted dictionary is resampled along with the SAE."
-    evidence, counts = two_sections(0), resample_counts(60)[:25].tolist()
+    evidence, counts = two_sections(0), resample_counts(60)[:12].tolist()
     drawn = [[i for i, times in enumerate(count) for _ in range(int(times))] for count in counts]
-    resampled = each(lambda x: x[:25], resampled_means([e.numbers for e in evidence]))
+    resampled = each(lambda x: x[:12], resampled_means([e.numbers for e in evidence]))
     ours = over_sections(evidence, section_scores(score_parts(evidence, resampled)))
     expected = [plain_score(evidence, rows) for rows in drawn]
     assert ours.tolist() == pytest.approx(expected, abs=1e-6) and np.std(expected) > 1e-3
@@ -177,10 +178,10 @@ def test_the_score_and_its_interval_equal_a_plain_bootstrap():
 
 def test_the_difference_and_its_interval_equal_a_plain_bootstrap():
     a, b, expected = two_sections(0, share=0.75), two_sections(5), []
-    for count in resample_counts(60)[:25].tolist():
+    for count in resample_counts(60)[:12].tolist():
         rows = [i for i, times in enumerate(count) for _ in range(int(times))]
         expected.append(plain_score(a, rows) - plain_score(b, rows))
-    of_both = each(lambda x: x[:25], resampled_means([[e.numbers for e in some] for some in (a, b)]))
+    of_both = each(lambda x: x[:12], resampled_means([[e.numbers for e in some] for some in (a, b)]))
     ours = [over_sections(some, section_scores(score_parts(some, m))) for some, m in zip((a, b), of_both)]
     assert (ours[0] - ours[1]).tolist() == pytest.approx(expected, abs=1e-6)
     whole = compare(a, b)
@@ -244,7 +245,7 @@ curves = st.lists(st.floats(-2, 3), min_size=1, max_size=6)
 def test_the_area_is_numpys_over_log_k(y, data):
     ks = sorted(data.draw(st.sets(st.integers(1, 64), min_size=len(y), max_size=len(y))))
     expected = plain_area(np.clip(y, 0, 1), ks) if len(y) > 1 else clipped(y[0])
-    assert area(torch.tensor(y).double(), ks).item() == pytest.approx(expected, abs=1e-12)
+    assert area(torch.tensor(y, dtype=torch.double), ks).item() == pytest.approx(expected, abs=1e-12)
 
 
 yes_or_no, nats = st.booleans(), st.floats(-2, 2)
@@ -254,7 +255,7 @@ prompt = st.tuples(yes_or_no, yes_or_no, yes_or_no, nats, nats, st.sampled_from(
 @given(st.lists(prompt, min_size=2, max_size=12), st.sampled_from(["success", "effect"]))
 def test_control_by_name_equals_a_plain_loop(prompts, measure):
     "One number of exchanges; each prompt can be edited or not, succeeds or not, with and without the edit."
-    can, success, floor, got, wanted, kept = (torch.tensor(x).double()[:, None] for x in zip(*prompts))
+    can, success, floor, got, wanted, kept = (torch.tensor(x, dtype=torch.double)[:, None] for x in zip(*prompts))
     m = NamedEdits(success * can, got * wanted * can, kept * can, floor * can, wanted**2 * can, can)
     ours = named_control(means(m), measure)
     rows = [p for p in prompts if p[0]]
@@ -297,27 +298,27 @@ def test_a_disturbing_edit_earns_less():
 
 def test_intervals_cover_a_planted_score():
     population = two_sections(0, n=6000)
-    coverage = interval_coverage(population, n=128, repeats=200)
+    coverage = interval_coverage(population, n=128, repeats=120)
     assert list(coverage.index) == ["score", *PARTS] and coverage.value["score"] == sage_score(population).value
     assert (coverage.coverage >= 0.91).all() and coverage.loc["score", "coverage"] <= 0.99
     too_narrow = interval_coverage([e.at(torch.arange(40)) for e in population], n=4, repeats=60)
-    assert too_narrow.loc["coverage", "coverage"] < 0.95  # four prompts are too few for a bootstrap: it shows
+    assert too_narrow.loc["faithfulness", "coverage"] < 0.95  # four prompts are too few for a bootstrap: it shows
 
 
 def nearly_necessary(seed, n=4000):
     "What is left out does next to nothing: necessity is folded where its prompts' noise lies."
     g, e = torch.Generator().manual_seed(100 + seed), made_up(seed, n, str(seed))
-
-    def folded(a):
-        noise = torch.randn(n, len(SPARSE_KS), generator=g)
-        left_out = a.sparse.ablated[:, None] + 0.01 * a.sparse.clean[:, None] + noise
-        return a._replace(sparse=a.sparse._replace(left_out=left_out))
-    return replace(e, own=folded(e.own))
+    clean, ablated, kept, _ = e.own.sparse
+    left_out = ablated[:, None] + 0.01 * clean[:, None] + torch.randn(kept.shape, generator=g)
+    own = e.own._replace(sparse=e.own.sparse._replace(left_out=left_out))
+    exact = SparseRuns(clean, ablated, clean[:, None].expand_as(kept), ablated[:, None].expand_as(kept))
+    return replace(e, own=own, planted=e.planted._replace(sparse=exact))
 
 
 def test_intervals_of_a_folded_part_cover():
-    coverage = interval_coverage([nearly_necessary(s) for s in range(2)], n=96, repeats=150).coverage
-    assert coverage["faithfulness"] >= 0.9 and coverage["score"] >= 0.9
+    table = interval_coverage([nearly_necessary(s) for s in range(2)], n=96, repeats=100)
+    assert table.value["faithfulness"] < 0.95, "not cut off"
+    assert table.coverage["faithfulness"] >= 0.9 and table.coverage["score"] >= 0.9
 
 
 # Where there is nothing to divide by

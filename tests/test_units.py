@@ -289,20 +289,24 @@ def test_the_kept_latents_equal_a_plain_loop(benches, readings, plain, part, top
             kept = largest(read, k, named_only)
             expected = [plain_largest(slow, i, k, named_only) for i in range(len(bench.task))]
             np.testing.assert_allclose(kept.numpy(), np.stack(expected), atol=1e-4)
-        if not named_only: assert_close(largest(read, 10**6), read.test.reconstruction, rtol=1e-4, atol=1e-4)
+        if not named_only: assert_close(largest(read, 10**6, False), read.test.reconstruction, rtol=1e-4, atol=1e-4)
 
 
 def test_runs_with_few_latents_equal_hooked_runs_one_prompt_at_a_time(benches, readings):
     bench, read = benches["IO:z@END"], readings["IO:z@END"]
     few, everything = run_sparse(bench, read)
+    alone, nothing = run_sparse(bench, read, whole=False)
+    assert nothing is None and all(torch.equal(a, b) for a, b in zip(alone, few))
+    steps = {k: {node: largest(some, k) for node, some in read.items()} for k in SPARSE_KS}
+    steps["all"] = {node: some.test.reconstruction for node, some in read.items()}
+    runs = dict(zip(SPARSE_KS, zip(few.kept.T, few.left_out.T))) | {"all": everything[2:]}
 
     def metric(values, i):
         logits = patched(bench.model, bench.task, {node: x[i] for node, x in values.items()}, i)
         return (logits[bench.task.answers[i]] - logits[bench.task.distractors[i]]).item()
-    runs = [*zip(SPARSE_KS, few.kept.T, few.left_out.T), (10**6, everything.reconstructed, everything.left_out)]
-    for k, kept, left_out in runs:
-        put_in = {node: largest(some, k) for node, some in read.items()}
+    for k, put_in in steps.items():
         rest = {node: bench.truth[node].mean + x - put_in[node] for node, x in bench.acts.items()}
+        kept, left_out = runs[k]
         for i in (0, 5, 11):
             assert kept[i].item() == pytest.approx(metric(put_in, i), abs=1e-3)
             assert left_out[i].item() == pytest.approx(metric(rest, i), abs=1e-3)
