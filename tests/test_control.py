@@ -194,9 +194,11 @@ def test_latents_are_read_of_counterfactuals_only_where_asked(benches, topk):
     bench = benches["S:z@END"]
     n, nodes = len(bench.task), bench.section.nodes
     with count_passes(bench.model, n) as passes: both = read_latents(bench, topk)
-    with count_passes(bench.model, n) as half: alone = read_latents(replace(bench, batch_size=7), topk, counterfactuals=False)
+    small = replace(bench, batch_size=7)
+    with count_passes(bench.model, n) as half: alone = read_latents(small, topk, counterfactuals=False)
     assert (passes.forward, half.forward) == (2, 1)
-    assert alone.counterfactual is None and set(alone.source) == set(both.source) == set(both.counterfactual) == set(nodes)
+    assert alone.counterfactual is None
+    assert set(alone.source) == set(both.source) == set(both.counterfactual) == set(nodes)
     for node in nodes:
         for some, prompts in ((alone.source, bench.task.prompts), (both.source, bench.task.prompts),
                               (both.counterfactual, bench.counterfactual.prompts)):

@@ -1,4 +1,4 @@
-"""Named units against plain loops and scikit-learn: on, κ, carry, lists, coverage, and the few latents that are kept."""
+"""Named units against plain loops and scikit-learn: on, κ, carry, lists, coverage, and the few latents kept."""
 import warnings
 
 import numpy as np
