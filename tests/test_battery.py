@@ -13,7 +13,7 @@ from sage_nb.truth.dictionaries import fit_dictionaries
 INVARIANT = ("planted, leaking", "planted, rescaled", "planted, permuted", "planted, with dead copies",
              "trained, leaking", "trained, permuted")
 DAMAGED = ("dropped 1", "split in 2 by coin", "with live copies", "joint", "one node", "rotated ±")
-EMPTY = ("all prompts", "all prompts, labels of 0.0001", "random, L0 4")
+EMPTY = ("misnamed", "all prompts", "all prompts, labels of 0.0001", "random, L0 4")
 EVERY = (*INVARIANT, *DAMAGED, *EMPTY)
 
 

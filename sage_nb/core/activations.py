@@ -517,7 +517,7 @@ def run(
     metric: Metric | None = None,  # by default, the logits at END themselves
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
     batch_size: int = 64,
-    start: dict[Node, Float[Tensor, "prompt pos d_model"]] | None = None,  # unedited resid_pre of a layer not above any edit
+    start: dict[Node, Float[Tensor, "prompt pos d_model"]] | None = None,  # unedited resid_pre, not above any edit
 ) -> Float[Tensor, "prompt ..."]:
     "The metric of each prompt when the activations at some nodes are replaced."
     edits, results = _edits_or_none(model, prompts, edits), []

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.activations import Node, count_passes
@@ -57,7 +57,8 @@ def run_edits(
     for k, edited, outcome in zip(ks, steps, said):
         removed = torch.stack([e.removed(k).cpu() for e in edits.values()], 1).mean(1)
         n_moves = torch.stack([e.count(k).cpu() for e in edits.values()], 1).float().mean(1)
-        columns.append(EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolation(bench, edited), removed, n_moves))
+        said_of = outcome.token.cpu(), outcome.metric.cpu()
+        columns.append(EditOutcomes(*said_of, isolation(bench, edited), removed, n_moves))
     return EditOutcomes(*(torch.stack(column, 1) for column in zip(*columns)))
 
 # %% ../../nbs/6_measures/63_control.ipynb #743ac03a

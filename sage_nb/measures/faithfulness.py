@@ -7,10 +7,9 @@ __all__ = ['TEST_1', 'SPARSE_KS', 'Runs', 'sufficiency', 'fraction_recovered', '
            'SparseRuns', 'sparse_faithfulness', 'largest', 'run_sparse']
 
 # %% ../../nbs/6_measures/61_faithfulness.ipynb #47d31ee0
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -107,7 +106,8 @@ def run_sparse(
     whole: bool = True,  # also run what all latents say
 ) -> tuple[SparseRuns, Runs | None]:  # the second with all latents
     "Run the model with what few latents say, then all, and with what they leave out."
-    steps = [{node: largest(some, k, named_only).to(bench.acts[node]) for node, some in read.items()} for k in SPARSE_KS]
+    def few_of(k): return {node: largest(some, k, named_only).to(bench.acts[node]) for node, some in read.items()}
+    steps = [few_of(k) for k in SPARSE_KS]
     if whole: steps.append({node: some.test.reconstruction.to(bench.acts[node]) for node, some in read.items()})
     rest = [{node: bench.means[node] + x - put_in[node] for node, x in bench.acts.items()} for put_in in steps]
     kept, left_out = (torch.stack(run_in_turn(bench, some, Workbench.metric), 1) for some in (steps, rest))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,7 +21,7 @@ from ..core.intervals import interval
 from .control import area, effect_agreement, isolation
 from .units import NamedUnits
 from ..truth.features import Features
-from ..truth.runs import Edit, Workbench, compare_edit, editable, run_in_turn
+from ..truth.runs import Workbench, compare_edit, editable, run_in_turn
 
 # %% ../../nbs/6_measures/68_named.ipynb #73d77944
 NAMED_KS = (1, 2, 4, 8)  # exchanges at each node
@@ -74,7 +75,7 @@ def put_in(
 def named_steps(
     bench: Workbench,  # with its held-out prompts
     read: Mapping[Node, NamedUnits],  # of `name_units`, on the same
-    train: Mapping[str, Sequence[str]],  # the training prompts' values of each attribute, such as `task.train.attributes`
+    train: pd.DataFrame,  # the training prompts' attributes, `task.train.attributes`
 ) -> list[dict[Node, Float[Tensor, "prompt d"]]]:
     "The section's activations after 1, 2, 4 and 8 exchanges."
     attribute, after = bench.section.attribute, list(bench.counterfactual.values)
@@ -86,7 +87,8 @@ def named_steps(
         rankings = [names.ranking(value)[: NAMED_KS[-1]] for value in range(len(names.labels))]
         out = taken_out(some, attribute, rankings, old)
         into = put_in(some, attribute, rankings, features.index(train))[new.to(out.device)]
-        for step, change in zip(steps, (into - out).unbind(1)): step[node] = bench.acts[node] + change.to(bench.acts[node])
+        x = bench.acts[node]
+        for step, change in zip(steps, (into - out).unbind(1)): step[node] = x + change.to(x)
     return steps
 
 
@@ -103,7 +105,7 @@ class NamedEdits(NamedTuple):
 def run_named(
     bench: Workbench,
     read: Mapping[Node, NamedUnits],
-    train,  # the training prompts' values, as `task.train.attributes`
+    train: pd.DataFrame,  # the training prompts' attributes
 ) -> NamedEdits:
     "Run the model with edits by name."
     rows, editing = editable(bench), bench.editing
@@ -115,7 +117,9 @@ def run_named(
     columns = (torch.stack([e.success for e in edits], 1), torch.stack([e.product for e in edits], 1), kept,
                floor.success[:, None], target.product[:, None], torch.ones(len(editing.task), 1))
 
-    def everywhere(x): return torch.zeros(len(rows), x.shape[1]).double().index_copy(0, rows.nonzero()[:, 0], x.double().cpu())
+    def everywhere(x):
+        empty = torch.zeros(len(rows), x.shape[1]).double()
+        return empty.index_copy(0, rows.nonzero()[:, 0], x.double().cpu())
     return NamedEdits(*map(everywhere, columns))
 
 # %% ../../nbs/6_measures/68_named.ipynb #6a17762b

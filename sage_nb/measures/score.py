@@ -119,7 +119,7 @@ def score_parts(
         shares.append(torch.where(most > 1e-9, reaches / most.clamp(min=1e-9), most.clamp(max=0)).clamp(0, 1))
     return torch.stack(shares, -2)
 
-
+# %% ../../nbs/6_measures/69_score.ipynb #b669fccb
 def section_scores(parts: Float[Tensor, "... section part"]) -> Float[Tensor, "... section"]:
     "The geometric mean of the parts that were asked for."
     n_asked = (~parts.isnan()).sum(-1)

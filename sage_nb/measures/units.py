@@ -244,11 +244,12 @@ def covering_units(
         near = []
         for node, names in by_node.items():
             rows = np.flatnonzero((names.quality[:, value] >= max(best - _EQUAL, 1e-9)).numpy())
-            near += [(-round(float(names.share[row, value]) / _EQUAL), names.early[row], node, int(row)) for row in rows]
+            share = (names.share[:, value] / _EQUAL).round()
+            near += [(-share[row].item(), names.early[row], node, int(row)) for row in rows]
         found.append(min(near, key=lambda unit: unit[:2])[2:] if near else None)
     return found
 
-
+# %% ../../nbs/6_measures/60_units.ipynb #e7b63f08
 def value_hits(
     bench: Workbench,
     readings: Mapping[Node, NamedUnits],  # of `name_units`
@@ -274,7 +275,8 @@ def _said(bench, reading: NamedUnits, node: Node, row: int, index) -> tuple[Tens
     vectors = features.centred[index.clamp(min=0)] * (index >= 0)[:, None]
     on, carried = torch.zeros(2, len(index)).double().unbind()
     on[prompt] = 1.0
-    carried[prompt] = along(reading.test.latents[prompt, slot][:, None], vectors[prompt])[:, 0].clamp(0, 1).double().cpu()
+    share = along(reading.test.latents[prompt, slot][:, None], vectors[prompt])[:, 0]
+    carried[prompt] = share.clamp(0, 1).double().cpu()
     return on, carried
 
 # %% ../../nbs/6_measures/60_units.ipynb #b3c40b0a
@@ -294,7 +296,7 @@ def value_table(
     task: Task,  # with its training prompts
     read: Mapping[Node, NamedUnits],
 ) -> pd.DataFrame:
-    "One row per value: value, node, sae, latent, kappa, precision, recall, carry, units, together, first, also, also_recall."
+    "One row per value: its best unit, and what is known of it and of the others with the name."
     attribute, rows = bench.section.attribute, []
     for value, unit in enumerate(covering_units(read, attribute)):
         node, row = unit or (bench.section.nodes[0], None)

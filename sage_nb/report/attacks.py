@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_COMBINATIONS', 'leaking', 'rescaled', 'permuted', 'with_dead_copies', 'with_live_copies', 'split_by_coin',
-           'split_by_context', 'joint', 'absorbed', 'hedged', 'amplified', 'cancelling', 'with_constant',
+           'split_by_context', 'misnamed', 'joint', 'absorbed', 'hedged', 'amplified', 'cancelling', 'with_constant',
            'rotated_basis', 'with_error', 'random_directions', 'table_sae', 'labelled_table', 'token_means',
            'residual_clusters']
 
@@ -116,6 +116,20 @@ def split_by_context(
 MOST_COMBINATIONS = 2**16
 
 
+def _starts(dictionary: Dictionary) -> list[int]:
+    "The number of each feature's first latent, and that behind the last."
+    starts = [0]
+    for f in dictionary.features: starts.append(starts[-1] + len(f.values))
+    return starts
+
+
+def misnamed(planted: SparseSAE, dictionary: Dictionary) -> SparseSAE:
+    "Each value's latent has the vector of the next value."
+    starts = _starts(dictionary)
+    groups = [planted.W_dec[a:b].roll(-1, 0) for a, b in zip(starts, starts[1:])]
+    return replace(planted, W_dec=torch.cat(groups))
+
+
 def joint(
     planted: SparseSAE,  # the dictionary as an SAE
     dictionary: Dictionary,
@@ -127,20 +141,18 @@ def joint(
         raise ValueError(f"{len(grid)} combinations of values are more than {MOST_COMBINATIONS}: "
                          "take a task with fewer attributes, or with fewer values")
     W_dec = sum(f.of(grid.to_frame(index=False)) for f in dictionary.features)
-    starts = torch.tensor([len(f.values) for f in dictionary.features]).cumsum(0).roll(1)
-    starts[0] = 0
+    starts = _starts(dictionary)
 
     def recode(codes, x):
         number = torch.zeros_like(codes.indices[:, 0])
-        for i, f in singles.items(): number = number * len(f.values) + codes.indices[:, i] - int(starts[i])
+        for i, f in singles.items(): number = number * len(f.values) + codes.indices[:, i] - starts[i]
         return Codes(number[:, None], torch.ones_like(codes.values[:, :1]))
     return recoded(planted, recode, W_dec)
 
 
 def absorbed(planted: SparseSAE, dictionary: Dictionary) -> SparseSAE:
     "Where another attribute has one certain value, a latent of both fires in the place of the two."
-    n, starts, companion = planted.d_sae, [0], torch.full((planted.d_sae,), -1)
-    for f in dictionary.features: starts.append(starts[-1] + len(f.values))
+    n, starts, companion = planted.d_sae, _starts(dictionary), torch.full((planted.d_sae,), -1)
     partners = _partners(dictionary)
     for column, other in partners.items():
         values, theirs = (len(dictionary.features[i].values) for i in (column, other))

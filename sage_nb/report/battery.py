@@ -22,7 +22,7 @@ from ..core.intervals import Estimate
 from ..discovery.sections import CrossSections
 from ..measures.score import HALF, compare, sage_score
 from .attacks import (
-    absorbed, amplified, cancelling, hedged, joint, labelled_table, leaking, permuted, random_directions, rescaled,
+    absorbed, amplified, cancelling, hedged, joint, labelled_table, leaking, misnamed, permuted, random_directions, rescaled,
     residual_clusters, rotated_basis, split_by_coin, split_by_context, table_sae, token_means,
     with_constant, with_dead_copies, with_error, with_live_copies)
 from .evaluation import evaluate
@@ -204,6 +204,8 @@ def _cuts(m: Material) -> Iterator[Attack]:
     yield attack("joint", "one latent per combination of all attributes' values", joint)
     yield attack("absorbed", "where another attribute has one certain value, a latent of both fires for the two",
                  absorbed)
+    yield attack("misnamed", "each value's latent has the vector of the next value", misnamed,
+                 Expectation("at most", PLANTED, 0.5))
 
 
 def _sizes(m: Material) -> Iterator[Attack]:
@@ -231,9 +233,6 @@ def _large_constant(m: Material, sae: SparseSAE, generator: torch.Generator) -> 
     return with_constant(sae, 10 * (x - x.mean(0)).norm(dim=-1).mean() * vector / vector.norm())
 
 # %% ../../nbs/7_report/77_battery.ipynb #74cbf1be
-_TELLING = Expectation("below", TRAINED, where_it_tells=True)
-
-
 def _one_node(m: Material) -> Iterator[Attack]:
     "The ground truth at one node of each section."
     first = {section.nodes[0] for section in m.sections}
@@ -257,21 +256,22 @@ def _errors(m: Material) -> Iterator[Attack]:
 
 def _bases(m: Material) -> Iterator[Attack]:
     "Axes as latents."
-    unlike, sides = (Expectation("below", PLANTED), _TELLING), "two latents each"
+    sides = "two latents each"
+    if_told = *_below(PLANTED), Expectation("below", TRAINED, where_it_tells=True)
 
-    def signed(name, what, make, *more, places=None):
+    def signed(name, what, make, expected=_below(PLANTED, TRAINED), places=None):
         def both(place, generator): return signs_apart(make(place, generator))
-        return Attack(name, f"{what}, {sides}", (*unlike, *more), m.made(name, both, places))
+        return Attack(name, f"{what}, {sides}", expected, m.made(name, both, places))
     def pca(x, node): return pca_sae(x, x.shape[1], node)
     yield signed("coordinates ±", "the coordinates at the nodes",
                  lambda node, g: identity_sae(len(m.truth[node].mean), node))
-    yield signed("PCA ±", "the principal components at the nodes", lambda node, g: pca(m.acts[node], node))
+    yield signed("PCA ±", "the principal components at the nodes", lambda node, g: pca(m.acts[node], node), if_told)
     yield signed("rotated ±", "axes at the nodes, turned at random",
                  lambda node, g: rotated_basis(m.acts[node].mean(0), node, g))
     yield signed("neurons ±", "the coordinates of the stream",
                  lambda place, g: identity_sae(m.trained.saes[place].d_in, place), places=m.trained.saes)
     yield signed("stream PCA ±", "the principal components of the stream",
-                 lambda place, g: pca(m.stream[place], place), places=m.trained.saes)
+                 lambda place, g: pca(m.stream[place], place), if_told, places=m.trained.saes)
     constant = m.made("PCA ±, large constant",
                       lambda node, g: _large_constant(m, signs_apart(pca(m.acts[node], node)), g))
     yield Attack(constant.name, "the same, and an always-on latent next to which small ones look as if they were off",

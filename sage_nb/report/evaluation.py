@@ -254,20 +254,23 @@ def _looked_at(
     return figures, admitted
 
 # %% ../../nbs/7_report/74_evaluation.ipynb #6404c0ae
-def _capture_once(model, task: Task, section: CrossSection, sets: Sequence[SAESet], settings: Settings) -> None:
-    "Let `remembered` have all that a section's trials read of the true runs, in one pass of each set of prompts."
-    needed = [node for saes in sets for node in reads(model, section.nodes, saes, settings.projection)]
-    wanted = [task.test.prompts, task.test.counterfactual(section.attribute).prompts]
-    if 3 in settings.tests: wanted.append(task.train.prompts)
-    lowest = Node("resid_pre", min(node.layer for node in section.nodes))  # where runs on the section start
-    for prompts in wanted: capture(model, prompts, [*section.nodes, lowest, *needed], settings.batch_size)
+def _capture_once(model, task: Task, sections: Sequence[CrossSection], sets: Sequence[SAESet], settings: Settings):
+    "Let `remembered` have all that the trials of one attribute read of the true runs, in one pass of each prompt."
+    nodes = dict.fromkeys(node for section in sections for node in section.nodes)
+    needed = [node for saes in sets for node in reads(model, nodes, saes, settings.projection)]
+    lowest = [Node("resid_pre", min(node.layer for node in section.nodes)) for section in sections]  # where runs start
+    counterfactual = task.test.counterfactual(sections[0].attribute)
+    for prompts in (task.test.prompts, counterfactual.prompts, task.train.prompts):
+        capture(model, prompts, dict.fromkeys([*nodes, *lowest, *needed]), settings.batch_size)
 
 
 def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:
     "Every cross-section set up, one after the other; the clean run is made once."
-    clean = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size)
+    clean, captured = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size), set()
     for section in sections:
-        _capture_once(model, task, section, sets, settings)
+        same = [other for other in sections if other.attribute == section.attribute]
+        if section.attribute not in captured: _capture_once(model, task, same, sets, settings)
+        captured.add(section.attribute)
         yield set_up(model, task, section, truth, settings.batch_size, clean)
 
 
@@ -277,37 +280,7 @@ def _require_one(trials: Sequence[SectionTrial]) -> None:
         reasons = [f"{trial.section.name}: {trial.verdict}" for trial in trials]
         raise ValueError("no cross-section counts: " + "; ".join(reasons))
 
-# %% ../../nbs/7_report/74_evaluation.ipynb #35518d3a
-def _notes(sections: CrossSections, trials: list[SectionTrial], figures: dict[str, pd.DataFrame]) -> list[str]:
-    "What the scorecard does not show: attributes that are nowhere, the SAEs' own figures, sections left out."
-    notes = [*sections.missing(), *sections.notes]
-    for name, f in figures.items():
-        explained = ", ".join(f"{place} {r2:.2f}" for place, r2 in f["variance explained"].items())
-        notes.append(f"{name}: mean L0 {f['L0'].mean():.1f}, variance explained {explained} (held-out prompts)")
-        for place, row in f[f["verdict"] != "good"].iterrows():
-            notes.append(f"{name} at {place} is {row['verdict']}: {row['cause']}")
-    return notes + [f"{t.section.name} left out of the score: {t.verdict}" for t in trials if t.verdict]
-
-
-def _baselines(trials: Sequence[SectionTrial], sets: Iterable[str]) -> list[str]:
-    "What was tried that knows no feature."
-    return [name for name in trials[0].trials if name not in {SKYLINE, *sets}]
-
-
-def _tell(evidence: dict[str, list[Evidence]], baselines: list[str], sets: list[str]) -> list[str]:
-    "How far the SAEs stand above the best baseline, and where a baseline shows that a section tells little."
-    plain, notes = {name: evidence[name] for name in baselines}, []
-    for name in sets:
-        beside = margin(evidence[name], plain, name)
-        notes.append(f"{name} stands {beside.difference} above {beside.b}, the best of what knows no feature")
-    for section, (name, score) in best_baseline(plain).items():
-        if score < HALF: continue
-        notes.append(f"{section} does not discriminate: {name} reaches {score:.2f} of the planted dictionary there")
-    width = max((sage_score(evidence[name]) for name in sets), key=lambda e: e.hi - e.lo)
-    least = 2**0.5 * (width.hi - width.lo) / 2
-    return notes + [f"two scores of different draws of prompts that differ by less than {least:.2f} cannot be told apart"]
-
-
+# %% ../../nbs/7_report/74_evaluation.ipynb #9f2c63d5
 def is_lexical(task: Task, section: CrossSection) -> bool:
     "Whether the token at the section's position says the value, and the value the token: then a lookup is a feature."
     prompts, values = task.prompts, task.attributes[section.attribute]
@@ -325,6 +298,25 @@ def path_of(model, section: CrossSection, sections: Iterable[CrossSection]) -> s
         return 2 * len(mine & theirs) >= min(len(mine), len(theirs))
     return ", ".join(other.name for other in sections if is_same(other))
 
+# %% ../../nbs/7_report/74_evaluation.ipynb #d769666c
+def _baselines(trials: Sequence[SectionTrial], sets: Iterable[str]) -> list[str]:
+    "What was tried that knows no feature."
+    return [name for name in trials[0].trials if name not in {SKYLINE, *sets}]
+
+
+def _tell(evidence: dict[str, list[Evidence]], baselines: list[str], sets: list[str]) -> list[str]:
+    "How far the SAEs stand above the best baseline, and where a baseline shows that a section tells little."
+    plain, notes = {name: evidence[name] for name in baselines}, []
+    for name in sets:
+        beside = margin(evidence[name], plain, name)
+        notes.append(f"{name} stands {beside.difference} above {beside.b}, the best of what knows no feature")
+    for section, (name, score) in best_baseline(plain).items():
+        if score < HALF: continue
+        notes.append(f"{section} does not discriminate: {name} reaches {score:.2f} of the planted dictionary there")
+    width = max((sage_score(evidence[name]) for name in sets), key=lambda e: e.hi - e.lo)
+    least = 2**0.5 * (width.hi - width.lo) / 2
+    return notes + [f"scores of two draws of prompts that differ by less than {least:.2f} cannot be told apart"]
+
 
 def _sections_table(
     model, task: Task, trials: list[SectionTrial], sections: CrossSections, evidence, baselines: list[str],
@@ -340,6 +332,41 @@ def _sections_table(
         "lexical": [is_lexical(task, t.section) for t in trials],
         "same path as": [path_of(model, t.section, sections) for t in trials]}
     return sections.table().head(len(trials)).assign(**columns)
+
+# %% ../../nbs/7_report/74_evaluation.ipynb #cdda69dd
+def _why(trials: Sequence[SectionTrial], sets: Iterable[str]) -> pd.DataFrame:
+    "By value, what the latents of each set make of it."
+    first = ["set", "section", "value", "reason"]
+    tables = [pd.DataFrame(columns=first)]
+    for trial in trials:
+        for name in sets:
+            values = trial.trials[name].values
+            if values is None: continue
+            reasons = [value_reason(row) for row in values.to_dict("records")]
+            values = values.assign(set=name, section=trial.section.name, reason=reasons)
+            tables.append(values[[*first, *values.columns.drop(first)]])
+    return pd.concat(tables[1:], ignore_index=True) if len(tables) > 1 else tables[0]
+
+
+def _failures(trials: Sequence[SectionTrial], sets: Iterable[str]) -> list[str]:
+    "What is wrong with each set in each section, in words."
+    lines = []
+    for name in sets:
+        for trial in trials:
+            found = section_reasons(trial.evidence(name), trial.trials[name].runs)
+            if found: lines.append(f"{name} in {trial.section.name} is {'; '.join(found)}")
+    return lines
+
+# %% ../../nbs/7_report/74_evaluation.ipynb #35518d3a
+def _notes(sections: CrossSections, trials: list[SectionTrial], figures: dict[str, pd.DataFrame]) -> list[str]:
+    "What the scorecard does not show: attributes that are nowhere, the SAEs' own figures, sections left out."
+    notes = [*sections.missing(), *sections.notes]
+    for name, f in figures.items():
+        explained = ", ".join(f"{place} {r2:.2f}" for place, r2 in f["variance explained"].items())
+        notes.append(f"{name}: mean L0 {f['L0'].mean():.1f}, variance explained {explained} (held-out prompts)")
+        for place, row in f[f["verdict"] != "good"].iterrows():
+            notes.append(f"{name} at {place} is {row['verdict']}: {row['cause']}")
+    return notes + [f"{t.section.name} left out of the score: {t.verdict}" for t in trials if t.verdict]
 
 
 def _report(
@@ -358,33 +385,11 @@ def _report(
     plain = _baselines(trials, scored)
     return SageReport(
         table=table_of(trials), scores=scores_of(evidence, scored, plain), fit=_fit_table(figures, scored),
-        sections=_sections_table(model, task, trials, sections, evidence, plain), latents=clear_latents(counted, scored),
+        sections=_sections_table(model, task, trials, sections, evidence, plain),
+        latents=clear_latents(counted, scored),
         values=_why(counted, scored), settings=about | {"baselines": plain},
         notes=_notes(sections, trials, figures) + _tell(evidence, plain, scored) + _failures(counted, scored),
         evidence=evidence, discovery=sections)
-
-
-def _why(trials: Sequence[SectionTrial], sets: Iterable[str]) -> pd.DataFrame:
-    "By value, what the latents of each set make of it."
-    tables = [pd.DataFrame(columns=["set", "section", "value", "reason"])]
-    for trial in trials:
-        for name in sets:
-            values = trial.trials[name].values
-            if values is None: continue
-            reasons = [value_reason(row) for row in values.to_dict("records")]
-            values = values.assign(set=name, section=trial.section.name, reason=reasons)
-            tables.append(values[["set", "section", "value", "reason", *values.columns.drop(["set", "section", "value", "reason"])]])
-    return pd.concat(tables[1:], ignore_index=True) if len(tables) > 1 else tables[0]
-
-
-def _failures(trials: Sequence[SectionTrial], sets: Iterable[str]) -> list[str]:
-    "What is wrong with each set in each section, in words."
-    lines = []
-    for name in sets:
-        for trial in trials:
-            found = section_reasons(trial.evidence(name), trial.trials[name].runs)
-            if found: lines.append(f"{name} in {trial.section.name} is {'; '.join(found)}")
-    return lines
 
 
 def _is_worth_a_report(trials: list[SectionTrial], sections: CrossSections) -> bool:

@@ -8,8 +8,6 @@ __all__ = ['CLEAR', 'HALF_SEEN', 'FORMS', 'value_reason', 'form_of', 'section_re
 # %% ../../nbs/7_report/70_reasons.ipynb #922239cb
 from collections.abc import Mapping
 
-import pandas as pd
-
 from ..core.intervals import means
 from ..measures.control import effect_agreement
 from ..measures.faithfulness import SPARSE_KS, Runs, fraction_recovered, sparse_faithfulness
@@ -20,7 +18,7 @@ from ..measures.score import Answers, Evidence, score_parts
 CLEAR = 0.7  # κ, or precision, from which a name is clear
 HALF_SEEN = 0.5  # of a value that must be carried, or of another value's prompts
 
-FORMS = ("no latent", "own latent", "fires, carries little", "split", "merged", "absorbed", "weak")  # what reasons begin with
+FORMS = ("no latent", "own latent", "fires, carries little", "split", "merged", "absorbed", "weak")  # how they begin
 
 
 def value_reason(
@@ -58,7 +56,8 @@ def _spills(own: Answers, measure: str) -> list[str]:
     share = m.edited.clamp(min=1e-12)
     gain = (m.success - m.floor) / share if measure == "success" else effect_agreement(m.product / m.target)
     kept = (m.isolation / share)[last].item()
-    return [f"causal, not isolated: {1 - kept:.0%} of other attributes change"] if gain[last] >= 0.5 and kept < 0.7 else []
+    if gain[last] < 0.5 or kept >= 0.7: return []
+    return [f"causal, not isolated: {1 - kept:.0%} of other attributes change"]
 
 
 def _is_dense(own: Answers, runs: Runs) -> list[str]:

@@ -102,37 +102,6 @@ class SageReport:
                 rows.append(row)
         return pd.DataFrame(rows).set_index(["sae", "section"])
 
-    def why(self) -> pd.DataFrame:
-        "By set and section, how many values have a latent of their own, and what becomes of the others."
-        if self.values.empty: return pd.DataFrame()
-        forms = self.values["reason"].map(form_of)
-        table = pd.crosstab([self.values["set"], self.values["section"]], forms)
-        order = pd.MultiIndex.from_frame(self.values[["set", "section"]].drop_duplicates())
-        return table.reindex(index=order, columns=[form for form in FORMS if form in table]).rename_axis(columns=None)
-
-    def margin(
-        self,
-        name: str,  # of an SAE in this report
-    ) -> Comparison:
-        "How far its score stands above that of the best baseline without features."
-        plain = self.settings.get("baselines", [])
-        if name not in self.evidence: raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(self.evidence)})")
-        return margin(self.evidence[name], {other: self.evidence[other] for other in plain}, name)
-
-    def compare(
-        self,
-        a: str,  # name of an SAE in this report
-        b: str,
-        other: "SageReport | None" = None,  # where `b` is; by default here
-    ) -> Comparison:
-        "The paired difference of two SAEs' scores, with its interval."
-        there = self if other is None else other
-        for name, report in ((a, self), (b, there)):
-            if name not in report.evidence:
-                raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(report.evidence)})")
-        if there is not self: check_same_frame(self.settings, there.settings)
-        return compare(self.evidence[a], there.evidence[b], (a, b))
-
     def __str__(self):
         model, task = self.settings["model"]["name"], self.settings["task"]["name"]
         counted = f"{int(self.sections.counts.sum())} of {len(self.sections)} cross-sections counted"
@@ -147,6 +116,44 @@ class SageReport:
 def _shown(value) -> str:
     if isinstance(value, str): return value
     return "–" if pd.isna(value) else f"{value:.2f}"
+
+# %% ../../nbs/7_report/72_report.ipynb #1dd11377
+@patch
+def compare(
+    self: SageReport,
+    a: str,  # name of an SAE in this report
+    b: str,
+    other: SageReport | None = None,  # where `b` is; by default here
+) -> Comparison:
+    "The paired difference of two SAEs' scores, with its interval."
+    there = self if other is None else other
+    for name, report in ((a, self), (b, there)):
+        if name not in report.evidence:
+            raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(report.evidence)})")
+    if there is not self: check_same_frame(self.settings, there.settings)
+    return compare(self.evidence[a], there.evidence[b], (a, b))
+
+
+@patch
+def margin(
+    self: SageReport,
+    name: str,  # of an SAE in this report
+) -> Comparison:
+    "How far its score stands above that of the best baseline without features."
+    plain = self.settings.get("baselines", [])
+    if name not in self.evidence:
+        raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(self.evidence)})")
+    return margin(self.evidence[name], {other: self.evidence[other] for other in plain}, name)
+
+
+@patch
+def why(self: SageReport) -> pd.DataFrame:
+    "By set and section, how many values have a latent of their own, and what becomes of the others."
+    if self.values.empty: return pd.DataFrame()
+    forms = self.values["reason"].map(form_of)
+    table = pd.crosstab([self.values["set"], self.values["section"]], forms)
+    order = pd.MultiIndex.from_frame(self.values[["set", "section"]].drop_duplicates())
+    return table.reindex(index=order, columns=[form for form in FORMS if form in table]).rename_axis(columns=None)
 
 # %% ../../nbs/7_report/72_report.ipynb #e5e3e078
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREEDY_KS', 'FLOOR', 'IDENTITY', 'Settings', 'twin_name', 'baselines', 'Trial', 'answers_of', 'activity_of',
-           'names_of', 'try_saes', 'SectionTrial', 'planted', 'coordinates', 'section_weight', 'try_section']
+           'names_of', 'try_saes', 'SectionTrial', 'section_weight', 'planted', 'coordinates', 'try_section']
 
 # %% ../../nbs/7_report/73_trials.ipynb #feaee9f5
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,7 @@ from ..tasks.task import Task
 from ..truth.runs import Workbench, editable
 
 # %% ../../nbs/7_report/73_trials.ipynb #6eddb04a
-GREEDY_KS = (1, 4, 16)
+GREEDY_KS = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def names_of(bench: Workbench, task: Task, read: dict[Node, NamedUnits]) -> Inte
     attributes = pd.concat([task.train.attributes, bench.task.attributes], ignore_index=True)
     return interpret(activity_of(task, read), attributes, torch.arange(len(task)) >= len(task.train))
 
-
+# %% ../../nbs/7_report/73_trials.ipynb #f52bf3e3
 def try_saes(
     bench: Workbench,
     task: Task,
@@ -203,6 +203,12 @@ def _no_answers(planted: Answers) -> Answers:
     if values is not None: values = values._replace(both=0 * values.both, on=0 * values.on, carried=0 * values.carried)
     return Answers(SparseRuns(sparse.clean, sparse.ablated, kept, left_out), named, values)
 
+# %% ../../nbs/7_report/73_trials.ipynb #f75dce1a
+def section_weight(bench: Workbench) -> float:
+    "The effect of the counterfactual's activations on the metric, as a share of the clean one; at most 1."
+    clean = bench.untouched.metric.mean()
+    return min(1.0, ((bench.target.metric.mean() - clean) / clean).abs().item())
+
 # %% ../../nbs/7_report/73_trials.ipynb #918161c0
 def planted(bench: Workbench) -> SAESet:
     "The ground truth of a section as an SAE set that must find the values itself."
@@ -213,7 +219,8 @@ def coordinates(bench: Workbench) -> SAESet:
     "The identity: each coordinate, above and below its training mean, a latent."
     def sae(node, d):
         mean = bench.truth[node].mean.float()
-        return signs_apart(SparseSAE(node, torch.eye(d), mean, lambda x: x - mean.to(x), IDENTITY, architecture="identity"))
+        about = dict(name=IDENTITY, architecture="identity")
+        return signs_apart(SparseSAE(node, torch.eye(d), mean, lambda x: x - mean.to(x), **about))
     return SAESet(IDENTITY, {node: sae(node, x.shape[-1]) for node, x in bench.acts.items()})
 
 
@@ -226,12 +233,6 @@ def _require_same(bench: Workbench, identity: Runs) -> None:
             f"the activations of {bench.section.name}, put back where they were read, change the metric by {off:.1e} "
             f"nats (at most {limit:.1e} is rounding): hooks of this model do not replace what they show. "
             "Leave the site out, or use another class of the model")
-
-
-def section_weight(bench: Workbench) -> float:
-    "The effect of the counterfactual's activations on the metric, as a share of the clean one; at most 1."
-    clean = bench.untouched.metric.mean()
-    return min(1.0, ((bench.target.metric.mean() - clean) / clean).abs().item())
 
 
 def try_section(
@@ -251,8 +252,8 @@ def try_section(
     trials = {}
     for saes in (planted(bench), coordinates(bench), *sets):
         name = saes.name
-        trials[name] = try_saes(bench, task, saes, settings, tests, name in older, whole=name in {IDENTITY, *whole})
-    identity = trials[IDENTITY].runs
+        trials[name] = try_saes(bench, task, saes, settings, tests, name in older, whole=name in whole)
+    identity = Runs(bench.clean, bench.ablated, reconstructed=bench.metric(bench.acts), left_out=bench.ablated)
     _require_same(bench, identity)
     floor = Runs(bench.clean, bench.ablated, reconstructed=bench.ablated, left_out=identity.reconstructed)
     runs = {s.name: trials[s.name].runs for s in sets if trials[s.name].runs}

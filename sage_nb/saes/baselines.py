@@ -60,7 +60,8 @@ def signs_apart(
     sae: SparseSAE,  # whose codes may be negative
 ) -> SparseSAE:
     "Twice as many latents: each where it is above 0, then each where it is below, with the opposite direction."
-    if not isinstance(sae, SparseSAE): raise TypeError(f"{type(sae).__name__} is no SparseSAE: give one, as pca_sae(...)")
+    if not isinstance(sae, SparseSAE):
+        raise TypeError(f"{type(sae).__name__} is no SparseSAE: give one, as pca_sae(...)")
 
     def encoder(x):
         codes = sae.encode(x)

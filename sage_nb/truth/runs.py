@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -96,15 +97,6 @@ class Workbench:
         attribute = self.section.attribute
         return outcomes(self.model, self.task, [attribute], values, self.batch_size, self.start(values))[attribute]
 
-    def at(self, rows) -> "Workbench":
-        "The bench with some of its prompts: a slice, a mask or an index tensor."
-        def outcome(whole): return Outcome(*(x[rows] for x in whole))
-        def acts(whole): return {node: x[rows] for node, x in whole.items()}
-        return replace(
-            self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
-            acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
-            untouched=outcome(self.untouched), target=outcome(self.target), stream=acts(self.stream))
-
     @cached_property
     def editing(self) -> "Workbench":
         "The bench with those prompts only that can be edited."
@@ -120,6 +112,17 @@ class Workbench:
     def readings(self) -> "dict[str, Reading]":
         "What the ground truth reads of the other attributes; made once too."
         return read_others(self)
+
+# %% ../../nbs/4_truth/43_runs.ipynb #45b649b8
+@patch
+def at(self: Workbench, rows) -> Workbench:
+    "The bench with some of its prompts: a slice, a mask or an index tensor."
+    def outcome(whole): return Outcome(*(x[rows] for x in whole))
+    def acts(whole): return {node: x[rows] for node, x in whole.items()}
+    return replace(
+        self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
+        acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
+        untouched=outcome(self.untouched), target=outcome(self.target), stream=acts(self.stream))
 
 # %% ../../nbs/4_truth/43_runs.ipynb #4ddd4324
 def _check_asked(task, section, truth, clean):
