@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.activations import Node, count_passes
 from ..core.intervals import Estimate, intervals
-from .edits import LatentEdits, Order, find_edits, read_latents
+from .edits import LatentEdits, find_edits, read_latents
 from ..saes.reconstruction import ProjectionSettings
 from ..saes.sets import SAESet
 from ..truth.runs import Edit, Outcome, Workbench, compare_edit, disturbed, edit_effect, run_in_turn
@@ -202,19 +202,15 @@ class Control:
     @property
     def _target(self) -> Edit: return self._compare(Outcome(*(x[:, None] for x in self.target)))
 
-    def _evidence(self, method: EditOutcomes) -> ControlEvidence:
+    def evidence(self, method: EditOutcomes) -> ControlEvidence:
+        "What the numbers of a method are made of."
         return ControlEvidence(self._compare(method), method.removed.double(), self._compare(self.floor),
                                self._compare(self.skyline), self.skyline.removed.double(), self._target)
-
-    def evidence(self, name: str) -> ControlEvidence:
-        "What the score and the tables are made of."
-        if name not in self.methods: raise ValueError(f"method {name!r} was not tried (has {', '.join(self.methods)})")
-        return self._evidence(self.methods[name])
 
     @cached_property
     def bounds(self) -> Bounds:
         "What decides which numbers are defined."
-        return Bounds.of(self._evidence(self.skyline))
+        return Bounds.of(self.evidence(self.skyline))
 
     @property
     def notes(self) -> list[str]:
@@ -249,7 +245,8 @@ class _Method(NamedTuple):
 @patch
 def estimates(self: Control, name: str) -> dict[str, list[Estimate]]:
     "Each metric of one method for each k; mean edit success and controllability are over all k."
-    evidence, method, bounds, ks = self.evidence(name), self.methods[name], self.bounds, self.ks
+    if name not in self.methods: raise ValueError(f"method {name!r} was not tried (has {', '.join(self.methods)})")
+    method, bounds, ks = self.methods[name], self.bounds, self.ks
     scores = {
         "edit success": lambda m: m.control.edits.success,
         "mean edit success": lambda m: m.control.edits.success.mean(-1),
@@ -260,7 +257,7 @@ def estimates(self: Control, name: str) -> dict[str, list[Estimate]]:
     if bounds.weight.lo > LEAST_WEIGHT: scores["edit magnitude"] = lambda m: edit_magnitude(m.control)
     if bounds.measure: scores["controllability"] = lambda m: controllability(m.control, ks, bounds.measure)
     if self.readable: scores["isolation"] = lambda m: m.isolation
-    defined = intervals(_Method(evidence, method.moves, method.isolation if self.readable else None), scores)
+    defined = intervals(_Method(self.evidence(method), method.moves, method.isolation if self.readable else None), scores)
     undefined = Estimate(*[float("nan")] * 3, len(self.clean.token))
     return {m: defined.get(m, [undefined] * (1 if m in OVER_K else len(ks))) for m in METRICS}
 
@@ -305,7 +302,6 @@ def control(
     bench: Workbench,
     sets: Iterable[SAESet],
     ks: Sequence[int] = KS,  # most moves at each node, ascending
-    order: Order | None = None,  # in which latents are taken; by default greedy
     settings: ProjectionSettings = ProjectionSettings(),
 ) -> Control:
     "Edit the section's attribute with the latents of each SAE set, and run the model with every edit."
@@ -318,7 +314,7 @@ def control(
     with count_passes(bench.model, len(bench.task)) as passes:
         for saes in sets:
             if saes.name in methods: raise ValueError(f"two SAE sets are called {saes.name!r}: rename one")
-            edits = find_edits(bench, read_latents(bench, saes, settings), ks[-1], order)
+            edits = find_edits(bench, read_latents(bench, saes, settings), ks[-1])
             methods[saes.name] = run_edits(bench, edits, ks)
         made = gather_control(bench, methods, ks)
     return replace(made, passes=passes.forward)
