@@ -1,4 +1,4 @@
-"""What the tests share: the embedded model with all that is found on it, and small random models of each family."""
+"""What the tests share: the embedded model with all that is found on it, small random models, and a hub."""
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test may need the network
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_hub import FakeHub, connect, disconnect
+from families import hooked_transformer
+from huggingface_hub import constants
 from hypothesis import settings
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import (
-    convert_gemma_weights, convert_gpt2_weights, convert_neox_weights)
 from transformers import GPT2TokenizerFast
 
 from sage_nb.core.activations import HEAD_SITES, SITES
@@ -93,50 +93,6 @@ def hf_models():
     return models
 
 
-def _gpt2_cfg(c): return dict(
-    n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_positions, n_heads=c.n_head, d_head=c.n_embd // c.n_head,
-    act_fn="gelu_new", eps=c.layer_norm_epsilon, normalization_type="LN")
-
-
-def _neox_cfg(c):
-    d_head = c.hidden_size // c.num_attention_heads
-    return dict(
-        n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings,
-        n_heads=c.num_attention_heads, d_head=d_head, d_mlp=c.intermediate_size, act_fn=c.hidden_act,
-        eps=c.layer_norm_eps, normalization_type="LN", parallel_attn_mlp=True,
-        positional_embedding_type="rotary", rotary_adjacent_pairs=False,
-        rotary_dim=round(c.rope_parameters["partial_rotary_factor"] * d_head))
-
-
-def _gemma_cfg(c): return dict(
-    n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=c.max_position_embeddings, n_heads=c.num_attention_heads,
-    n_key_value_heads=c.num_key_value_heads, d_head=c.head_dim, d_mlp=c.intermediate_size, act_fn=c.hidden_activation,
-    eps=c.rms_norm_eps, normalization_type="RMS", final_rms=True, gated_mlp=True,
-    use_normalization_before_and_after=True, positional_embedding_type="rotary",
-    rotary_base=c.rope_parameters["rope_theta"], attn_scores_soft_cap=c.attn_logit_softcapping,
-    output_logits_soft_cap=c.final_logit_softcapping,
-    use_local_attn=True, window_size=c.sliding_window, attn_types=["local", "global"] * (c.num_hidden_layers // 2))
-
-
-TWINS = {
-    "gpt2": (_gpt2_cfg, convert_gpt2_weights),
-    "pythia": (_neox_cfg, convert_neox_weights),
-    "gemma": (_gemma_cfg, convert_gemma_weights),
-}
-
-
-def hooked_transformer(hf, tokenizer, family="gpt2"):
-    "The same model as a HookedTransformer, by TransformerLens's own conversion of its weights."
-    options, convert = TWINS[family]
-    cfg = HookedTransformerConfig(d_vocab=hf.config.vocab_size, default_prepend_bos=True, **options(hf.config))
-    model = HookedTransformer(cfg)
-    missing, unexpected = model.load_state_dict(convert(hf, cfg), strict=False)
-    made = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_U")  # by the model itself; b_U is zero
-    assert not unexpected and all(name.rpartition(".")[2] in made for name in missing), (missing, unexpected)
-    model.tokenizer = tokenizer
-    return model.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="session")
 def random_models(hf_models, tmp_path_factory):
     "Each family as a TransformerLens model, with the zoo's tokenizer."
@@ -147,7 +103,7 @@ def random_models(hf_models, tmp_path_factory):
         tokenizer.save_pretrained(folder)
         models[family] = load_model(folder)
         models[family].cfg.default_prepend_bos = True
-    return models | {f"{family}-hooked": hooked_transformer(hf, tokenizer, family) for family, hf in hf_models.items()}
+    return models | {f"{family}-hooked": hooked_transformer(hf, tokenizer) for family, hf in hf_models.items()}
 
 
 @pytest.fixture(params=RANDOM)
@@ -162,3 +118,20 @@ def random_task(random_model): return load_task("ioi", random_model, n=24)[:7]
 def aligned(task):
     "Prompts of one template and one order of names: each role has one token index."
     return task[(task.template == 0) & torch.tensor((task.attributes.Pos == "ABB").to_numpy())][:8]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    "An empty cache of the hub, offline."
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+@pytest.fixture
+def online(cache, monkeypatch):
+    "A hub that can be reached, with nothing on it."
+    yield connect(monkeypatch, FakeHub())
+    disconnect()

@@ -1,24 +1,35 @@
 """Small models of many families, of transformers' own classes, with random weights; and what must hold of each."""
+from dataclasses import replace
 from functools import cache
 from math import log
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import transformers as hf
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizer_kinds import KINDS
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained import weight_conversions as convert
 
-from sage_nb.core.activations import HEAD_SITES, Node, Prompts, capture, n_heads
+from sage_nb import evaluate, fit_dictionaries
+from sage_nb.core.activations import HEAD_SITES, Node, Prompts, capture, n_heads, run
 from sage_nb.core.attention import Attention, key_head
+from sage_nb.core.intervals import Estimate
 from sage_nb.core.models import load_model
-from sage_nb.discovery.attribution import Contrast, all_nodes, exact_effects, first_order, sites_of
-from sage_nb.saes.baselines import identity_sae
 from sage_nb.core.sublayers import identity_errors
+from sage_nb.discovery.attribution import Contrast, all_nodes, exact_effects, first_order, sites_of
+from sage_nb.discovery.sections import CrossSection, CrossSections
+from sage_nb.measures.certificate import Criteria
+from sage_nb.report.report import SageReport
+from sage_nb.saes.baselines import identity_sae
 from sage_nb.saes.reconstruction import ProjectionSettings, reconstruct
+from sage_nb.saes.sets import SAESet
+from sage_nb.tasks.builtin import NAMES
+from sage_nb.tasks.task import Task, task_from_rows
 
 N_LAYERS, D_MODEL, N_HEADS, VOCAB, CONTEXT, WINDOW = 2, 48, 4, 97, 32, 6
 CHECKED = (*HEAD_SITES, "attn_out", "mlp_out")
@@ -55,24 +66,29 @@ CONFIGS = {  # family -> class of the configuration, class of the model, options
         head_dim=16, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4,
         linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16)),
 }
+KIND_OF = {  # family -> the kind of its tokenizer, where that is not GPT-2's, or like it
+    "llama-3": "llama3", "mistral": "llama2", "gpt-oss": "llama3", "qwen-2.5": "qwen", "qwen-3": "qwen",
+    "qwen-3.5": "qwen", "gemma-2": "gemma", "gemma-3": "gemma"}
 
 
-def build(family):
+def build(family, words=VOCAB):
     "A transformers model with random weights, so large that no bias is 0, no norm 1 and no pattern uniform."
     config, kind, options = CONFIGS[family]
     torch.manual_seed(0)
-    model = kind(config(**options, attn_implementation="eager")).eval().requires_grad_(False)
+    model = kind(config(**options | {"vocab_size": words}, attn_implementation="eager")).eval().requires_grad_(False)
     for p in model.parameters(): p += 0.15 * torch.randn_like(p)
     return model
 
 
-def save(model, folder):
-    "The folder that `load_model` reads, with a tokenizer of words, which nothing here needs but its being there."
-    words = {"<bos>": 0, "<unk>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    special = dict(bos_token="<bos>", eos_token="<bos>", unk_token="<unk>", pad_token="<pad>")
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+def save(model, folder, tokenizer=None):
+    "The folder that `load_model` reads; by default with a tokenizer of words, which nothing needs but its being there."
+    if tokenizer is None:
+        words = {"<bos>": 0, "<unk>": 1, "<pad>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
+        made = Tokenizer(WordLevel(words, unk_token="<unk>"))
+        made.pre_tokenizer = WhitespaceSplit()
+        special = dict(bos_token="<bos>", eos_token="<bos>", unk_token="<unk>", pad_token="<pad>")
+        tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=made, **special)
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 
@@ -91,14 +107,18 @@ def _hooked_wide(c): return dict(
 
 
 def _hooked_shared(c): return _hooked_wide(c) | dict(
-    d_head=getattr(c, "head_dim", None) or D_MODEL // N_HEADS, n_key_value_heads=c.num_key_value_heads, gated_mlp=True,
-    act_fn=getattr(c, "hidden_act", "silu"), eps=c.rms_norm_eps, normalization_type="RMS", final_rms=True,
-    positional_embedding_type="rotary", rotary_adjacent_pairs=False,
+    d_head=getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads, gated_mlp=True,
+    n_key_value_heads=c.num_key_value_heads, act_fn=getattr(c, "hidden_act", "silu"), eps=c.rms_norm_eps,
+    normalization_type="RMS", final_rms=True, positional_embedding_type="rotary", rotary_adjacent_pairs=False,
     rotary_base=c.rope_parameters.get("rope_theta", 10000.0))
 
 
+def _kinds(c): return getattr(c, "layer_types", None) or ["sliding_attention"] * c.num_hidden_layers  # as Mistral's
+
+
 def _hooked_local(c): return _hooked_shared(c) | dict(
-    use_local_attn=True, window_size=WINDOW, attn_types=["local", "global"])
+    use_local_attn=True, window_size=c.sliding_window,
+    attn_types=["local" if kind == "sliding_attention" else "global" for kind in _kinds(c)])
 
 
 def _hooked_gemma(c): return _hooked_local(c) | dict(
@@ -106,8 +126,12 @@ def _hooked_gemma(c): return _hooked_local(c) | dict(
     attn_scores_soft_cap=c.attn_logit_softcapping or -1.0, output_logits_soft_cap=c.final_logit_softcapping or -1.0)
 
 
-def _rotary(c): return dict(positional_embedding_type="rotary", parallel_attn_mlp=True, rotary_adjacent_pairs=False,
-                            rotary_dim=D_MODEL // N_HEADS // 2)
+def _rotary(dim): return dict(positional_embedding_type="rotary", parallel_attn_mlp=True, rotary_adjacent_pairs=False,
+                              rotary_dim=round(dim))
+
+
+def _hooked_parallel(c): return _hooked_wide(c) | _rotary(
+    c.rope_parameters["partial_rotary_factor"] * c.hidden_size / c.num_attention_heads)
 
 
 def _by_parts(rope): return dict(
@@ -127,13 +151,13 @@ def _experts(c): return dict(num_experts=c.num_local_experts, experts_per_token=
 
 HOOKED = {  # family -> options of its HookedTransformerConfig, TransformerLens's conversion of its weights
     "gpt2": (_hooked_short, convert.convert_gpt2_weights),
-    "pythia": (lambda c: _hooked_wide(c) | _rotary(c) | dict(act_fn="gelu"), convert.convert_neox_weights),
+    "pythia": (lambda c: _hooked_parallel(c) | dict(act_fn=c.hidden_act), convert.convert_neox_weights),
     "opt": (lambda c: _hooked_wide(c) | dict(act_fn="relu"), convert.convert_opt_weights),
-    "gpt-j": (lambda c: _hooked_short(c) | _rotary(c) | dict(rotary_dim=c.rotary_dim, rotary_adjacent_pairs=True),
+    "gpt-j": (lambda c: _hooked_short(c) | _rotary(c.rotary_dim) | dict(rotary_adjacent_pairs=True),
               convert.convert_gptj_weights),
-    "phi": (lambda c: _hooked_wide(c) | _rotary(c) | dict(act_fn="gelu_new"), convert.convert_phi_weights),
+    "phi": (lambda c: _hooked_parallel(c) | dict(act_fn=c.hidden_act), convert.convert_phi_weights),
     "llama-3": (lambda c: _hooked_shared(c) | _by_parts(c.rope_parameters), convert.convert_llama_weights),
-    "mistral": (lambda c: _hooked_local(c) | dict(attn_types=["local"] * N_LAYERS), convert.convert_mistral_weights),
+    "mistral": (_hooked_local, convert.convert_mistral_weights),
     "qwen-2.5": (_hooked_shared, convert.convert_qwen2_weights),
     "qwen-3": (lambda c: _hooked_shared(c) | dict(use_qk_norm=True), convert.convert_qwen3_weights),
     "gemma-2": (_hooked_gemma, convert.convert_gemma_weights),
@@ -144,15 +168,16 @@ HOOKED = {  # family -> options of its HookedTransformerConfig, TransformerLens'
 }
 
 
-def hooked_transformer(family, model):
-    "A transformers model as a HookedTransformer."
-    options, converted = HOOKED[family]
-    cfg = HookedTransformerConfig(
-        d_vocab=VOCAB, default_prepend_bos=True, original_architecture=type(model).__name__, **options(model.config))
+def hooked_transformer(model, tokenizer=None):
+    "A transformers model as a HookedTransformer, by TransformerLens's own conversion of its weights."
+    options, converted = HOOKED[next(family for family, (_, kind, _) in CONFIGS.items() if type(model) is kind)]
+    cfg = HookedTransformerConfig(d_vocab=model.config.vocab_size, default_prepend_bos=True,
+                                  original_architecture=type(model).__name__, **options(model.config))
     twin = HookedTransformer(cfg)
     missing, unexpected = twin.load_state_dict(converted(model, cfg), strict=False)
     made = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_U")  # by the model itself; b_U is zero where it is missing
     assert not unexpected and all(name.rpartition(".")[2] in made for name in missing), (missing, unexpected)
+    twin.tokenizer = tokenizer
     return twin.eval().requires_grad_(False)
 
 
@@ -164,11 +189,22 @@ class Made(NamedTuple):
     hooked: object  # None where TransformerLens has no such HookedTransformer
 
 
+def made_of(family, theirs, tokenizer=None, bos=True) -> Made:
+    with TemporaryDirectory() as folder: bridge = load_model(save(theirs, folder, tokenizer))
+    hooked = hooked_transformer(theirs, bridge.tokenizer) if family in HOOKED else None
+    for model in filter(None, (bridge, hooked)): model.cfg.default_prepend_bos = bos
+    return Made(family, theirs, bridge, hooked)
+
+
 @cache
-def make(family) -> Made:
-    theirs = build(family)
-    with TemporaryDirectory() as folder: bridge = load_model(save(theirs, folder))
-    return Made(family, theirs, bridge, hooked_transformer(family, theirs) if family in HOOKED else None)
+def make(family) -> Made: return made_of(family, build(family))
+
+
+@cache
+def make_reader(family) -> Made:
+    "The same with a tokenizer of the family's kind, which knows the words of the tasks."
+    tokenizer = KINDS[KIND_OF.get(family, "gpt2")]()
+    return made_of(family, build(family, len(tokenizer)), tokenizer, tokenizer.bos_token is not None)
 
 
 # Prompts, given as tokens
@@ -363,3 +399,62 @@ def off_recomputed(model):
     sae = identity_sae(D_MODEL, Node("resid_pre", 1))
     prompts = contrast().prompts
     return off(reconstruct(model, prompts, [node], sae, settings)[node], capture(model, prompts, [node])[node])
+
+
+# The whole pipeline, on prompts whose answers are the model's own
+
+LENIENT = Criteria(min_r2=-1.0, tolerance=10.0, max_off_target=1.0, min_prompts=2)
+VALUES, FILLERS = ("Mary", "John", "Sarah", "Tom", "Anna", "James"), NAMES[6:18]
+
+
+def own_rows():
+    "Prompts in which a name, X, is one of six; their answers are not the model's."
+    def said(filler, value): return {"prompt": f"the {filler} {value} said", "answer": " ball"}
+    return [said(filler, value) | {
+        "distractor": " book", "attributes": {"X": value}, "positions": {"X": value},
+        "held_out": filler in FILLERS[8:], "counterfactuals": {"X": said(filler, other) | {"value": other}}}
+        for filler in FILLERS for value, other in zip(VALUES, VALUES[1:] + VALUES[:1])]
+
+
+def own_task(model) -> Task:
+    "A task that a model with random weights solves: its answers rise most reliably with X, and distractors fall."
+    task = task_from_rows(own_rows(), model)
+    logits = run(model, task.prompts).unflatten(0, (len(FILLERS), len(VALUES)))
+    rise = logits - logits.mean((0, 1))
+    rise = rise.mean(0) / rise.std(0)
+    cf, best, worst = task.counterfactual("X"), rise.argmax(-1), rise.argmin(-1)
+    here, there = (torch.tensor([VALUES.index(value) for value in values]) for values in (task.attributes.X, cf.values))
+    cf = replace(cf, answers=best[there], distractors=best[there])
+    assert len(set(best.tolist())) == len(VALUES)
+    return replace(task, answers=best[here], distractors=worst[here], counterfactuals={"X": cf})
+
+
+def by_hand(attribute, *groups) -> CrossSections:
+    "Cross-sections of an attribute as if they had been found; each is given by its nodes."
+    none = Estimate(0.0, 0.0, 0.0, 1)
+    found = [CrossSection(attribute, nodes[0].site, nodes[0].position, tuple(nodes), (0.0,) * len(nodes),
+                          {len(nodes): none}, none) for nodes in groups]
+    return CrossSections(tuple(found), pd.DataFrame(), {attribute: None}, {})
+
+
+def evaluated(model) -> SageReport:
+    "An evaluation of identities in the stream, at the sites that they can be projected to, but q."
+    gated = not all(hasattr(block, "attn") for block in model.blocks)  # and gated heads are no mixture of values
+    at_end = ["resid_pre"] if gated else ["z", "attn_out", "mlp_out"]
+    places = {"k": "X", "v": "X"} | dict.fromkeys(at_end, "END")
+    nodes = all_nodes(model, ["X", "END"], [*places])
+    task, sections = own_task(model), by_hand("X", *(
+        [node for node in nodes if (node.site, node.position) == place] for place in places.items()))
+    streams = [Node("resid_pre", 0), Node("resid_pre", 1), Node("resid_post", 1)]
+    saes = SAESet("ours", {node: identity_sae(D_MODEL, node, "ours") for node in streams})
+    truth = fit_dictionaries(model, task, sections)
+    return evaluate(model, task, sections, truth, saes, ks=(1,), twins=False, progress=False, criteria=LENIENT)
+
+
+def off_evaluated(report: SageReport):
+    "How far identities are from giving all back, in the sections that count; nan where a number that is defined is."
+    counted = report.sections.section[report.sections.counts]
+    ours = report.table[(report.table.sae == "ours") & report.table.section.isin(counted)].set_index("metric").value
+    undefined = ["normalised success", "edit magnitude", "isolation"]  # of one attribute, and where no edit succeeds
+    if not ours.drop(undefined).abs().max(skipna=False) < float("inf"): return float("nan")
+    return (ours[ours.index == "fraction recovered"] - 1).abs().max()

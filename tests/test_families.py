@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import CHECKED, CONFIGS, HOOKED, N_LAYERS, WINDOW, contrast, fixed_by_hand, make, nodes_of, off
-from families import off_exact, off_fixed, off_identity, off_pattern, off_recomputed, save
+from families import CHECKED, CONFIGS, HOOKED, N_LAYERS, WINDOW, contrast, evaluated, fixed_by_hand, make, make_reader
+from families import nodes_of, off, off_evaluated, off_exact, off_fixed, off_identity, off_pattern, off_recomputed, save
 from torch.testing import assert_close
 
 from sage_nb.core import attention
@@ -93,6 +93,17 @@ def test_the_qk_fix_works_in_other_precisions(family, dtype, limit, tmp_path):
     nodes = nodes_of(model, ("q", "k"))
     effects = first_order(model, case, nodes, qk_fix=True).effect
     assert off(effects.double(), fixed_by_hand(family).double()) <= limit
+
+
+FEW = [("gpt-oss", "hooked"), ("qwen-3.5", "bridge")]
+
+
+@pytest.mark.parametrize("family,kind", FEW + [
+    pytest.param(*pair, marks=pytest.mark.slow) for pair in CLASSES if pair not in FEW])
+def test_an_identity_goes_through_the_whole_pipeline_as_one(family, kind):
+    report = evaluated(getattr(make_reader(family), kind))
+    assert off_evaluated(report) <= LIMIT
+    assert report.sections.counts.sum() >= (1 if family == "qwen-3.5" else 3), report.sections
 
 
 # What the formula needs, and when it is not believed

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import hooked_transformer
+from families import hooked_transformer
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -19,15 +19,15 @@ from sage_nb.tasks.builtin import RECIPES
 from sage_nb.tasks.task import load_task
 
 TRAINED = [name for name in embedded_saes() if re.fullmatch(r".*-(topk|standard|batchtopk|jumprelu)", name)]
-FAMILIES = {"tiny-gpt2": "gpt2", "tiny-pythia": "pythia", "tiny-gemma": "gemma"}
+MODELS = ("tiny-gpt2", "tiny-pythia", "tiny-gemma")
 MID, STREAM = Node("resid_mid", 2), Node("resid_pre", 2)
 
 
-def model_of(name): return next(model for model in FAMILIES if name.startswith(model))
+def model_of(name): return next(model for model in MODELS if name.startswith(model))
 
 
 @pytest.fixture(scope="module")
-def models(): return {name: load_model(name) for name in FAMILIES}
+def models(): return {name: load_model(name) for name in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def plain_loss(hooked, prompts, place, change):
 def test_loss_with_changed_activations_equals_hooked_transformer(models, tasks, name, place):
     model, prompts = models[name], tasks(name, "ioi").test.prompts[:6]
     hf = AutoModelForCausalLM.from_pretrained(EMBEDDED / name, dtype=torch.float32)
-    theirs = hooked_transformer(hf, model.tokenizer, FAMILIES[name])
+    theirs = hooked_transformer(hf, model.tokenizer)
     mean = sae_inputs(model, prompts, place).mean(0)
     if place.site in ("resid_pre", "resid_mid"):
         ablated = next_token_loss(model, prompts, place, lambda x: mean.expand_as(x))

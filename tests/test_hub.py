@@ -7,7 +7,6 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
@@ -15,14 +14,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from sage_nb import evaluate, find_cross_sections, fit_dictionaries
-from conftest import hooked_transformer
-from fake_hub import (
-    COMMIT, HTTP, FakeHub, add_to_cache, connect, contents, disconnect, no_network, refusal, repo_folder)
+from families import by_hand, hooked_transformer
+from fake_hub import COMMIT, HTTP, add_to_cache, contents, no_network, refusal, repo_folder
 from real_shapes import GEMMA, GPT2, PYTHIA, add_model, add_release, directions, identity_in
 from sage_nb.core.activations import Node, n_heads
-from sage_nb.core.intervals import Estimate
 from sage_nb.core.models import EMBEDDED, ModelSettings, load_model
-from sage_nb.discovery.sections import CrossSection, CrossSections
 from sage_nb.lab.cli import Evaluate, main
 from sage_nb.measures.certificate import Criteria
 from sage_nb.saes.adapters import from_sae_lens, random_sae_lens
@@ -33,23 +29,6 @@ from sage_nb.tasks.task import load_task
 RES_JB, GEMMA_SCOPE = "gpt2-small-res-jb", "gemma-scope-2b-pt-res-canonical"
 LM_SAE = "sae_bench_pythia70m_sweep_standard_ctx128_0712"
 TINY = contents(EMBEDDED / "tiny-gpt2")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    "An empty cache of the hub, offline."
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return folder
-
-
-@pytest.fixture
-def online(cache, monkeypatch):
-    "A hub that can be reached, with nothing on it."
-    yield connect(monkeypatch, FakeHub())
-    disconnect()
 
 
 def questions(hub): return [asked for asked in hub.asked if "org/tiny" in asked]  # others are of the hub's library
@@ -392,12 +371,10 @@ def test_half_a_file_of_another_format_is_named(cache, release, label, hook, fil
 
 # The whole pipeline
 
-def by_hand(model):
+def planted(model):
     "The cross-section of IO that was planted: the values of its token in the last layer."
-    none, last = Estimate(0.0, 0.0, 0.0, 1), model.cfg.n_layers - 1  # discovery plays no part
-    nodes = tuple(Node("v", last, head, "IO") for head in range(n_heads(model, "v")))
-    section = CrossSection("IO", "v", "IO", nodes, (0.0,) * len(nodes), {len(nodes): none}, none)
-    return CrossSections((section,), pd.DataFrame(), {"IO": None}, {})
+    last = model.cfg.n_layers - 1
+    return by_hand("IO", [Node("v", last, head, "IO") for head in range(n_heads(model, "v"))])
 
 
 def found(model, task): return find_cross_sections(model, task, "IO", "v", steps=1, max_prompts=24, verbose=False)
@@ -407,7 +384,7 @@ def scored(name, saes, n, sections=None):
     "A report by the calls of the README; what is planted moves Pos along, which the certificate may overlook."
     model = load_model(name, like=saes)
     task = load_task("ioi", model, n=n)
-    sections = by_hand(model) if sections is None else sections(model, task)
+    sections = planted(model) if sections is None else sections(model, task)
     truth = fit_dictionaries(model, task, sections)
     return evaluate(model, task, sections, truth, saes, tests=(1,), twins=False, progress=False,
                     criteria=Criteria(max_off_target=1.0))

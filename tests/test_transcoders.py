@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import RANDOM, hooked_transformer
+from conftest import RANDOM
+from families import hooked_transformer
+from huggingface_hub.utils import RepositoryNotFoundError
 from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import SAEMetadata
@@ -344,13 +346,17 @@ def test_readers_are_all_known_and_models_listed():
     assert {model: model_architecture(model) for model in classes} == classes
 
 
-def test_predictions_touch_no_network_and_leave_the_readers_as_they_are(monkeypatch):
+def test_predictions_touch_no_network_and_leave_the_readers_as_they_are(online, monkeypatch):
     from sae_lens.loading import pretrained_sae_loaders as readers
     before = readers.hf_hub_download, readers.get_safetensors_tensor_shapes
     def refuse(*args, **kwargs): raise AssertionError("something was downloaded")
     monkeypatch.setattr("requests.sessions.Session.request", refuse)
     for release in ONE_OF_EACH_READER.values(): judge(DIRECTORY[release], next(iter(DIRECTORY[release].saes_map)))
+    assert not online.asked
     assert (readers.hf_hub_download, readers.get_safetensors_tensor_shapes) == before
+    with pytest.raises(RepositoryNotFoundError): before[0]("org/none", "cfg.json")
+    assert online.asked, "what the readers ask without us would not show"
+    with pytest.raises(AssertionError, match="downloaded"): before[1]("org/none", "sae.safetensors")
 
 
 def test_a_release_is_loaded_by_a_name_with_a_pattern(monkeypatch):
