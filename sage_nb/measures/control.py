@@ -257,7 +257,8 @@ def estimates(self: Control, name: str) -> dict[str, list[Estimate]]:
     if bounds.weight.lo > LEAST_WEIGHT: scores["edit magnitude"] = lambda m: edit_magnitude(m.control)
     if bounds.measure: scores["controllability"] = lambda m: controllability(m.control, ks, bounds.measure)
     if self.readable: scores["isolation"] = lambda m: m.isolation
-    defined = intervals(_Method(self.evidence(method), method.moves, method.isolation if self.readable else None), scores)
+    about = _Method(self.evidence(method), method.moves, method.isolation if self.readable else None)
+    defined = intervals(about, scores)
     undefined = Estimate(*[float("nan")] * 3, len(self.clean.token))
     return {m: defined.get(m, [undefined] * (1 if m in OVER_K else len(ks))) for m in METRICS}
 
