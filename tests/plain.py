@@ -22,6 +22,11 @@ def patched(model, task, values, i):
         return model(task.prompts.tokens[i : i + 1])[0, task.prompts.positions["END"][i]]
 
 
+def run_share(bench):
+    "The share of the model's layers that a run on the section needs: it starts at the section's lowest."
+    return 1 - min(node.layer for node in bench.section.nodes) / bench.model.cfg.n_layers
+
+
 def nearest(truth, acts, attribute):
     "Which value of an attribute is nearest to the activations of one prompt, tried one after the other."
     away = []
@@ -99,19 +104,28 @@ def exact_kappa(both, on, holds, n):
     return Fraction(2 * (both * n - on * holds), most) if most else Fraction(0)
 
 
+def prompts_by(keys_of_prompts):
+    "key -> the numbers of the prompts that have it."
+    found = {}
+    for p, keys in enumerate(keys_of_prompts):
+        for key in keys: found.setdefault(key, set()).add(p)
+    return found
+
+
 def plain_numbers(prompts, on, values, vectors):
     "unit -> by value: κ, carry, share, precision, recall; `values` has the number of each prompt's value, or -1."
-    n, numbers = len(on), {}
-    for unit in sorted({unit for here in on for unit in here}):
+    n, numbers, active, having = len(on), {}, prompts_by(on), prompts_by([value] for value in values)
+    whole = [sum(here.values(), np.zeros(1)) for here in prompts]
+    for unit in sorted(active):
         numbers[unit] = []
         for v, u in enumerate(vectors):
-            active, has = [unit in here for here in on], [value == v for value in values]
-            carried = [min(max(share_along(on[p][unit], u), 0), 1) for p in range(n) if active[p] and has[p]]
-            shares = [share_along(on[p][unit], sum(prompts[p].values())) for p in range(n) if active[p] and has[p]]
-            both, many, size = len(carried), sum(active), sum(has)
+            many, has = active[unit], having.get(v, set())
+            both = sorted(many & has)
+            carried = [min(max(share_along(on[p][unit], u), 0), 1) for p in both]
+            shares = [share_along(on[p][unit], whole[p]) for p in both]
             numbers[unit].append((
-                exact_kappa(both, many, size, n), sum(carried) / max(both, 1), sum(shares) / max(size, 1),
-                both / max(many, 1), both / max(size, 1)))
+                exact_kappa(len(both), len(many), len(has), n), sum(carried) / max(len(both), 1),
+                sum(shares) / max(len(has), 1), len(both) / len(many), len(both) / max(len(has), 1)))
     return numbers
 
 
@@ -119,15 +133,16 @@ def plain_ranking(on, numbers, v):
     "The units with κ of a tenth or more for a value, by falling κ, then share, then by the prompts they are on in."
     def place(unit):
         kappa, _, share, _, _ = numbers[unit][v]
-        return -kappa, -round(share / 1e-3), sum((p + 1) ** 0.5 for p, here in enumerate(on) if unit in here)
+        return -kappa, -round(share / 1e-3), sum((p + 1) ** 0.5 for p in active[unit])
+    active = prompts_by(on)
     return sorted((unit for unit in numbers if numbers[unit][v][0] >= Fraction(1, 10)), key=place)
 
 
 class PlainUnits:
     "Everything about the units of an SAE set at one node, for one attribute."
 
-    def __init__(self, bench, task, saes, node, attribute=None):
-        features = bench.truth[node][attribute or bench.section.attribute]
+    def __init__(self, bench, task, saes, node):
+        features = bench.truth[node][bench.section.attribute]
         labels = [value for value, in features.values]
         self.vectors = centred(features)
         spread = plain_spread(capture(bench.model, task.train.prompts, [node])[node])
@@ -141,6 +156,16 @@ class PlainUnits:
         self.bias = parts.bias.double().numpy()
         self.numbers = plain_numbers(self.train, self.train_on, self.train_values, self.vectors)
         self.rankings = [plain_ranking(self.train_on, self.numbers, v) for v in range(len(labels))]
+        self.named = self._named(task.train.attributes)
+
+    def _named(self, attributes):
+        "The units with κ of a tenth or more for some value of some attribute."
+        active, named = prompts_by(self.train_on), set()
+        for name in attributes:
+            for has in prompts_by([value] for value in attributes[name]).values():
+                named |= {unit for unit, many in active.items()
+                          if exact_kappa(len(many & has), len(many), len(has), len(attributes)) >= Fraction(1, 10)}
+        return named
 
     def mean_added(self, unit, v):
         "What a unit adds on average in training prompts with a value, 0 where it is off."

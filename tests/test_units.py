@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import PlainUnits, added, exact_kappa, only_on, patched, plain_numbers, plain_ranking, share_along
+from plain import (
+    PlainUnits, added, exact_kappa, only_on, patched, plain_numbers, plain_ranking, prompts_by, share_along)
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 from torch.testing import assert_close
 
@@ -178,9 +179,10 @@ def best_unit(slow, v):
     "Node and unit of largest κ · carry; of those that are as good to a thousandth, by share, then by their prompts."
     tried = []
     for node, some in slow.items():
+        active = prompts_by(some.train_on)
         for unit, numbers in some.numbers.items():
             kappa, carry, share, *_ = numbers[v]
-            early = sum((p + 1) ** 0.5 for p, here in enumerate(some.train_on) if unit in here)
+            early = sum((p + 1) ** 0.5 for p in active[unit])
             tried.append((max(float(kappa), 0) * carry, -round(share / 1e-3), early, node, unit))
     top = max(quality for quality, *_ in tried)
     if top < 1e-9: return None
@@ -271,20 +273,17 @@ def test_a_dead_set_has_no_units(benches, part):
 def plain_largest(slow, i, k, named_only):
     "The bias and the k latents of largest share in held-out prompt i; the named ones only, where asked."
     here, whole = slow.test[i], sum(slow.test[i].values())
-    some = {unit for unit in here if unit in slow.test_on[i] and slow.has_name(unit)} if named_only else set(here)
+    some = slow.named & set(slow.test_on[i]) if named_only else set(here)
     best = sorted(some, key=lambda unit: -share_along(here[unit], whole))[:k]
     return slow.bias[i] + sum(here[unit] for unit in best)
 
 
 @pytest.mark.parametrize("named_only", [False, True])
 @pytest.mark.parametrize("name", SECTIONS)
-def test_the_kept_latents_equal_a_plain_loop(benches, readings, plain, part, topk, name, named_only):
+def test_the_kept_latents_equal_a_plain_loop(benches, readings, plain, name, named_only):
     bench = benches[name]
     for node, read in readings[name].items():
         slow = plain[name][node]
-        others = [PlainUnits(bench, part, topk, node, a) for a in read.names] if named_only else []
-        named = {unit for one in others for ranking in one.rankings for unit in ranking}
-        slow.has_name = named.__contains__
         for k in (1, 2, 5, 10**6):
             kept = largest(read, k, named_only)
             expected = [plain_largest(slow, i, k, named_only) for i in range(len(bench.task))]
