@@ -132,7 +132,7 @@ def test_snapshots_are_sets_of_every_place_at_every_step(made):
 
 def test_a_batchtopk_sae_is_as_sparse_as_it_is_asked_to_be_from_the_start_on(made):
     l0 = snapshot_figures(made[0]).loc["tiny-gpt2-res-batchtopk", "L0"]
-    assert l0.between(1.5, 6).all()  # with sae_lens' own threshold, 25 after 16 steps
+    assert l0.between(1.5, 8).all()  # with sae_lens' own threshold, 25 after 16 steps
 
 
 def test_what_is_there_is_not_trained_again_and_what_is_not_is(made, monkeypatch):
