@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 import sage_nb.lab.snapshots as snapshots
 from sage_nb.core.activations import Node, capture
+from sage_nb.lab.known import KNOWN_ORDER, known_sets, oracle_sae, order_kept
 from sage_nb.lab.snapshots import (
     Plan, l0_plans, make_snapshots, snapshot_figures, snapshot_plans, snapshot_steps)
-from sage_nb.lab.known import KNOWN_ORDER, known_sets, oracle_sae, order_kept
+from sage_nb.lab.zoo import train_sae
 from sage_nb.report.lenses import order_along_training, paired_difference, reseed_noise, reseeded
 from sage_nb.report.peers import peer_metrics, probe_auc, top_latents, tpp, value_classes
 from sage_nb.saes.fidelity import sae_inputs, splice_losses
@@ -133,6 +134,18 @@ def test_snapshots_are_sets_of_every_place_at_every_step(made):
 def test_a_batchtopk_sae_is_as_sparse_as_it_is_asked_to_be_from_the_start_on(made):
     l0 = snapshot_figures(made[0]).loc["tiny-gpt2-res-batchtopk", "L0"]
     assert l0.between(1.5, 8).all()  # with sae_lens' own threshold, 25 after 16 steps
+
+
+def test_a_batchtopk_threshold_is_not_that_of_every_64th_token():
+    generator = torch.Generator().manual_seed(0)
+    activations, kept = torch.randn(2**16, 16, generator=generator), {}
+    activations[::64] *= 50  # as <bos> of each document may be
+    train_sae(activations, "batchtopk", dict(hook_name="blocks.0.hook_resid_pre"), 4 * 1024,
+              after={4: lambda sae: kept.setdefault(4, sae)})
+    f, of_large = (kept[4].encode(x) for x in (activations[:2**12], activations[::64]))  # the k of a batch
+    least, least_of_large = f[f > 0].min(), of_large[of_large > 0].min()
+    assert least_of_large > 20 * least  # a threshold of those alone would let nothing else through
+    assert least / 2 < kept[4].topk_threshold < 2 * least
 
 
 def test_what_is_there_is_not_trained_again_and_what_is_not_is(made, monkeypatch):

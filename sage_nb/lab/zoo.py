@@ -385,7 +385,7 @@ def train_sae(
     if frozen == "decoder": sae.W_dec.requires_grad_(False)
     if frozen == "soft-decoder": _stay_near(trainer, sae.W_dec)
     if frozen == "encoder": _freeze_encoder(trainer, activations.mean(0))
-    some = activations[:: len(activations) // _BATCH]
+    some = next(_shuffled(activations, seed + 1))  # of another order than training's, which looking must not disturb
     trainer.optimizer.register_step_pre_hook(lambda *_: _show(trainer, after, some))
     sae = _finite(trainer.fit())
     _show(trainer, after, some)
