@@ -165,15 +165,20 @@ def plot(self: SageReport) -> Figure:
 _CURVES = {"control by name": "Control by name", "sparse faithfulness": "Faithfulness by few latents"}
 
 
+def _has_curves(table: pd.DataFrame, metric: str) -> bool:
+    "Whether there are values by number of latents."
+    return bool((table.k.notna() & table.value.notna())[table.metric == metric].any())
+
+
 def _pictures(report: SageReport) -> Iterator[str]:
     "What there is to see, test by test."
     for metric, what in _CURVES.items():
-        if (report.table.metric == metric).any():
+        if _has_curves(report.table, metric):
             yield f"<h3>{what}</h3>"
             yield to_html(plot_edits(report.table, metric), f"{metric} against number of latents, per cross-section")
     yield "<h3>Diagnostics: reconstruction by all latents</h3>"
     yield to_html(report.plot(), "bars of fraction recovered and necessity per cross-section and method")
-    if (report.table.metric == "edit success").any():
+    if _has_curves(report.table, "edit success"):
         yield "<h3>Diagnostics: greedy edits</h3><p>Dotted: no edit. Dashed: the supervised edit.</p>"
         yield to_html(plot_edits(report.table), "edit success against number of latents, per cross-section")
     if len(report.latents):
