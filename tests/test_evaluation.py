@@ -10,7 +10,6 @@ import pytest
 import torch
 from plain import run_share
 from safetensors.torch import load_file
-from sklearn.decomposition import PCA
 from transformers import GPT2LMHeadModel
 
 from sage_nb.core.activations import Node, capture
@@ -112,11 +111,6 @@ def plain_v(block, head, x_hat, x):
 def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
 
 
-def by_pca(tokens, k):
-    p = PCA(k).fit(tokens.double().numpy())
-    return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
-
-
 def plain_metric(model, task, i, position, values):
     "The metric of prompt i with a value at some nodes."
     def hook(value, node):
@@ -128,15 +122,13 @@ def plain_metric(model, task, i, position, values):
 
 
 def plain_test_1(model, task, nodes, saes):
-    """The runs of each method with edits at v nodes, from transformers' weights, NumPy, scikit-learn and one hooked run
-    per prompt and intervention."""
+    "The runs of each method with edits at v nodes, from transformers' weights, NumPy and one hooked run per prompt."
     hf = GPT2LMHeadModel.from_pretrained(EMBEDDED / "tiny-gpt2", dtype=torch.float32)
     prompts, layers = task.prompts, {n.layer for n in nodes}
     caches = [model.run_with_cache(tokens[None])[1] for tokens in prompts.tokens]
-    at, end = prompts.index(nodes[0].position).tolist(), prompts.index("END").tolist()
+    at = prompts.index(nodes[0].position).tolist()
     train, test = ([i for i in range(len(task)) if bool(task.held_out[i]) == out] for out in (False, True))
     streams = {layer: [c[f"blocks.{layer}.hook_resid_pre"][0] for c in caches] for layer in layers}
-    seen = {layer: [x[1 : e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without <bos> and padding
     acts = {n: torch.stack([c[n.hook][0, p, n.head] for c, p in zip(caches, at)]) for n in nodes}
     means = {n: acts[n][train].mean(0) for n in nodes}
 
@@ -146,14 +138,10 @@ def plain_test_1(model, task, nodes, saes):
             here, decode, block = streams[n.layer], decoders[n.layer], hf.transformer.h[n.layer]
             hat[n] = [plain_v(block, n.head, decode(x[p]), x[p]) for x, p in zip(here, at)]
         return hat
-    active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:64])) != 0 for layer in layers]
-    k = round((sum(a.sum(1).float().mean() for a in active) / len(active)).item())
-    fitted_on = {layer: torch.cat([seen[layer][i] for i in train[:256]]) for layer in layers}
     methods = {
         FLOOR: {n: [means[n]] * len(task) for n in nodes}, IDENTITY: acts,
         SKYLINE: {n: plain_supervised(task.attributes, acts[n], train) for n in nodes},
-        saes.name: through({layer: by_sae(saes.before(layer)) for layer in layers}),
-        f"PCA-{k}": through({layer: by_pca(fitted_on[layer], k) for layer in layers})}
+        saes.name: through({layer: by_sae(saes.before(layer)) for layer in layers})}
 
     def in_each(put):
         return torch.tensor([plain_metric(model, task, i, at[i], put(i)) for i in test], dtype=torch.double)
