@@ -35,15 +35,16 @@ def f(model, tmp_path_factory):
     truth, saes = fit_dictionaries(model, task, sections), load_saes("tiny-gpt2-res-topk")
     bench = set_up(model, task, sections[0], truth)
     report = evaluate(model, task, sections, truth, saes, **QUICK)
-    saved, damaged, other = (tmp_path_factory.mktemp(name) for name in ("saved", "damaged", "other"))
+    saved, damaged, other, older = (tmp_path_factory.mktemp(name) for name in ("saved", "damaged", "other", "older"))
     report.save(saved)
     report.save(damaged)
     (damaged / "report.json").write_text((damaged / "report.json").read_text()[:-20])
     report.save(other)
     (other / "evidence.safetensors").write_bytes((saved / "evidence.safetensors").read_bytes()[:-8])
+    (older / "report.json").write_text((saved / "report.json").read_text().replace('"schema": 5', '"schema": 4'))
     names = interpret(activity(model, task.prompts, sections[0].nodes, saes), task.attributes, task.held_out)
     return SimpleNamespace(model=model, task=task, sections=sections, truth=truth, saes=saes, bench=bench, names=names,
-                           report=report, saved=saved, damaged=damaged, other=other)
+                           report=report, saved=saved, damaged=damaged, other=other, older=older)
 
 
 def run(f, *args, **options):
@@ -111,6 +112,16 @@ ROWS = [  # (what, call, error, part of its text)
     ("another ground truth",
      lambda f: f.report.compare("identity", "identity", moved(f.report, dictionaries={"hash": "x"})),
      ValueError, "differ in ground truth"),
+    ("another version of the score",
+     lambda f: f.report.compare("identity", "identity", moved(f.report, score_version=1)),
+     ValueError, "differ in version of the score (2 against 1): evaluate both SAEs"),
+    ("a report that does not say its version",
+     lambda f: f.report.compare("identity", "identity", moved(f.report, score_version=None)),
+     ValueError, "differ in version of the score (2 against null)"),
+    ("a margin of what was not tried", lambda f: f.report.margin("topk"), ValueError,
+     "SAE 'topk' is not in the report"),
+    ("a margin without a baseline", lambda f: moved(f.report, baselines=[]).margin("identity"), ValueError,
+     "there is no baseline to stand above: evaluate with some"),
     ("a report that does not say what it is of",
      lambda f: moved(f.report, task={}).compare("identity", "identity", moved(f.report, task={})), ValueError,
      "differ in prompts (null against null)"),
@@ -118,9 +129,13 @@ ROWS = [  # (what, call, error, part of its text)
     ("a report that was cut off", lambda f: SageReport.load(f.damaged), ValueError, "report.json' is damaged"),
     ("evidence that was cut off", lambda f: SageReport.load(f.other),
      ValueError, "evidence.safetensors' is not the evidence"),
+    ("a report of the last schema", lambda f: SageReport.load(f.older), ValueError,
+     "has schema 4, this version reads 5: evaluate again with this version"),
+    ("a folder with a report of the last schema", lambda f: f.report.save(f.older), FileExistsError,
+     "holds a report that cannot be read"),
     ("a file for a folder", lambda f: f.report.save(f.saved / "table.csv"),
      NotADirectoryError, "is a file: name a folder"),
-    ("a folder of another evaluation", lambda f: moved(f.report, ks=[9]).save(f.saved), FileExistsError,
+    ("a folder of another evaluation", lambda f: moved(f.report, tests=[1, 3]).save(f.saved), FileExistsError,
      "holds a report of ioi on tiny-gpt2, which this one would overwrite"),
     ("a file for SAEBench's folder", lambda f: f.report.save_saebench(f.saved / "table.csv"), NotADirectoryError,
      "is a file: name a folder"),

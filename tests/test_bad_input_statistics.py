@@ -11,15 +11,14 @@ from sage_nb.core.activations import Node
 from sage_nb.core.intervals import interval, intervals, n_prompts, resample_counts
 from sage_nb.core.models import load_model
 from sage_nb.measures.activity import Activity, ActivityBuilder, activity
-from sage_nb.measures.control import ControlEvidence
-from sage_nb.measures.faithfulness import Runs
+from sage_nb.measures.faithfulness import SPARSE_KS, SparseRuns
 from sage_nb.measures.interpretability import Condition, interpret
-from sage_nb.measures.score import Evidence, compare, sage_score, score_parts
+from sage_nb.measures.named import NAMED_KS, NamedEdits
+from sage_nb.measures.score import Answers, Evidence, compare, margin, sage_score, score_parts
 from sage_nb.report.validation import coverage_of_sets, interval_coverage, ladder, validate_score
 from sage_nb.saes.sets import load_saes
 from sage_nb.tasks.task import load_task
 from sage_nb.truth.dictionaries import fit_dictionaries
-from sage_nb.truth.runs import Edit
 
 NODE = "L1H0.v@IO"
 
@@ -30,14 +29,23 @@ class Pair(NamedTuple):
     right: torch.Tensor
 
 
-def runs(n=8):
-    g = torch.Generator().manual_seed(n)
-    return Runs(*(torch.randn(n, generator=g) + shift for shift in (4, 0, 3, 1)))
+def few(n=8):
+    "What few latents do: evidence on faithfulness."
+    g, k = torch.Generator().manual_seed(n), len(SPARSE_KS)
+    clean, ablated = (torch.randn(n, generator=g) + shift for shift in (4, 0))
+    return Answers(SparseRuns(clean, ablated, 3 + torch.randn(n, k, generator=g), torch.randn(n, k, generator=g)))
 
 
-def control(n=8, k=2):
-    edit, one = Edit(torch.ones(n, k), torch.ones(n, k)), Edit(torch.ones(n, 1), torch.ones(n, 1))
-    return ControlEvidence(edit, torch.ones(n, k), one, one, torch.ones(n, 1), one)
+def edited(n=8):
+    "The same, and edits by name."
+    ones = torch.ones(n, len(NAMED_KS))
+    return few(n)._replace(named=NamedEdits(ones, ones, ones, *[ones[:, :1]] * 3))
+
+
+def on_few(section="IO:v@IO", n=8, **options): return Evidence(section, few(n), few(n), **options)
+
+
+def on_both(**options): return Evidence("IO:v@IO", edited(), edited(), **options)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +56,7 @@ def fixtures():
     return SimpleNamespace(
         model=model, task=task, saes=saes, active=active, names=interpret(active, task.attributes, task.held_out),
         truth=fit_dictionaries(model, task, [Node.parse(NODE)]),
-        evidence=[Evidence("IO:v@IO", runs())], other=[Evidence("S:v@S2", runs())])
+        evidence=[on_few()], other=[on_few("S:v@S2")])
 
 
 def with_nan(n=8):
@@ -68,8 +76,8 @@ ROWS = [  # (what, call, error, part of its text)
     ("a text", lambda f: interval("IO"), TypeError, "evidence is of type str"),
     ("nan in one tensor", lambda f: interval(Pair(torch.ones(8), with_nan()), lambda m: m.left), ValueError,
      "right holds nan or inf in 1 of 8 prompts, the first is prompt 3"),
-    ("nan deep inside", lambda f: sage_score([replace(f.evidence[0], runs=runs()._replace(ablated=with_nan()))]),
-     ValueError, "ablated holds nan or inf"),
+    ("nan deep inside", lambda f: sage_score([replace(f.evidence[0], planted=Answers(
+        few().sparse._replace(ablated=with_nan())))]), ValueError, "ablated holds nan or inf"),
     ("inf", lambda f: n_prompts(torch.tensor([1.0, torch.inf])), ValueError, "the first is prompt 1"),
     ("evidence of different lengths", lambda f: interval(Pair(torch.ones(4), torch.ones(3)), lambda m: m.left),
      ValueError, "left of 4, right of 3"),
@@ -95,11 +103,6 @@ ROWS = [  # (what, call, error, part of its text)
     ("an unknown attribute in a condition", lambda f: Condition("Place", ("x",)).holds(f.task.attributes), ValueError,
      "'Place' is not one of IO, S, Pos"),
     ("coverage of an unknown attribute", lambda f: f.names.coverage(attribute="Place"), ValueError, "'Place'"),
-    ("latents for an unknown attribute", lambda f: f.names.latents_for("Place", f.names.activity.places[0]), ValueError,
-     "'Place' is not one of"),
-    ("latents of an SAE that is elsewhere", lambda f: f.names.latents_for("IO", "L0.resid_pre"), ValueError,
-     "name one of L1.resid_pre"),
-    ("latents of none of two SAEs", lambda f: f.names.latents_for("IO"), ValueError, "name one of"),
     ("coverage in percent", lambda f: f.names.coverage(50), ValueError, "threshold=50 is no F1"),
     ("a negative threshold", lambda f: f.names.counts(-0.5), ValueError, "threshold=-0.5"),
     ("a threshold that is nan", lambda f: f.names.counts(float("nan")), ValueError, "threshold=nan"),
@@ -119,19 +122,31 @@ ROWS = [  # (what, call, error, part of its text)
     ("the name of an SAE", lambda f: sage_score("tiny-gpt2-res-topk"), TypeError, "not a list of `Evidence`"),
     ("means of another number of sections", lambda f: score_parts(f.evidence, []), ValueError,
      "means of 0 sections for 1"),
-    ("an unknown measure", lambda f: Evidence("a", runs(), measure="sucess"), ValueError,
-     "'sucess' of a is not one of"),
-    ("ks that are not those of the edits", lambda f: Evidence("a", runs(), control(), ks=(1, 2, 4)), ValueError,
-     "have 2 numbers of moves"),
+    ("an unknown measure", lambda f: on_both(measure="sucess"), ValueError,
+     "measure 'sucess' of IO:v@IO is not one of success, effect"),
+    ("control that is seen by nothing", lambda f: on_both(), ValueError, "measure None of IO:v@IO"),
+    ("a measure of what was not asked", lambda f: on_few(measure="effect"), ValueError, "'effect' of IO:v@IO is not"),
+    ("no answers", lambda f: Evidence("a", Answers(), Answers()), ValueError, "ask the same of both, and something"),
+    ("a planted dictionary that was asked less", lambda f: Evidence("a", edited(), few(), measure="effect"), ValueError,
+     "ask the same of both"),
+    ("a weight in per cent", lambda f: on_few(weight=50), ValueError, "weight=50 of IO:v@IO is not in [0, 1]"),
+    ("a negative weight", lambda f: on_few(weight=-0.1), ValueError, "weight=-0.1"),
+    ("a weight that is nan", lambda f: on_few(weight=float("nan")), ValueError, "weight=nan"),
+    ("a planted dictionary on other prompts", lambda f: sage_score([Evidence("a", few(8), few(9))]), ValueError,
+     "evidence must be of one set of prompts"),
+    ("no baseline", lambda f: margin(f.evidence, {}), ValueError, "there is no baseline to stand above"),
     ("rows that are not there", lambda f: f.evidence[0].at(torch.tensor([8])), ValueError, "not among 8 prompts"),
     ("a mask of other prompts", lambda f: f.evidence[0].at(torch.ones(3).bool()), ValueError, "a mask of shape (3,)"),
     ("rows with a fraction", lambda f: f.evidence[0].at(torch.ones(3)), ValueError, "numbers with a fraction"),
     ("comparing nothing", lambda f: compare([], f.evidence), ValueError, "the evidence on a is empty"),
     ("comparing other sections", lambda f: compare(f.evidence, f.other), ValueError, "in IO:v@IO and in S:v@S2"),
-    ("comparing other tests", lambda f: compare(f.evidence, [Evidence("IO:v@IO", runs(), control(), ks=(1, 2))]),
-     ValueError, "same `tests` and `ks`"),
-    ("comparing other prompts", lambda f: compare(f.evidence, [Evidence("IO:v@IO", runs(9))]), ValueError,
-     "on 8 prompts, b on 9"),
+    ("comparing other tests", lambda f: compare(f.evidence, [on_both(measure="success")]), ValueError,
+     "with the same `tests`"),
+    ("comparing what is seen otherwise", lambda f: compare([on_both(measure="success")], [on_both(measure="effect")]),
+     ValueError, "with the same `tests`"),
+    ("comparing other weights", lambda f: compare(f.evidence, [on_few(weight=0.5)]), ValueError,
+     "do not weigh the same"),
+    ("comparing other prompts", lambda f: compare(f.evidence, [on_few(n=9)]), ValueError, "on 8 prompts, b on 9"),
     ("a misspelt ladder", lambda f: ladder(f.truth, [NODE], "nois"), ValueError, "ladder 'nois' is not one of noise"),
     ("a rung in percent", lambda f: ladder(f.truth, [NODE], "noise", [0, 50]), ValueError, "rung 50 is no share"),
     ("a negative rung", lambda f: ladder(f.truth, [NODE], "noise", [-0.5]), ValueError, "rung -0.5"),

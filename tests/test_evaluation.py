@@ -8,23 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain import run_share
 from safetensors.torch import load_file
-from sklearn.decomposition import PCA
 from transformers import GPT2LMHeadModel
 
 from sage_nb.core.activations import Node, capture
 from sage_nb.core.intervals import interval, resample_counts
 from sage_nb.core.models import EMBEDDED
 from sage_nb.measures.certificate import Criteria, certificate
-from sage_nb.measures.faithfulness import TEST_1, Runs, faithfulness
-from sage_nb.measures.score import PARTS, Evidence, compare
+from sage_nb.measures.faithfulness import SPARSE_KS, TEST_1, Runs, largest
+from sage_nb.measures.named import NAMED_KS, named_steps
+from sage_nb.measures.score import PARTS, SCORE_VERSION, compare
+from sage_nb.measures.units import name_units
 from sage_nb.report.evaluation import SKYLINE, evaluate
-from sage_nb.report.trials import FLOOR, IDENTITY, baselines, twin_name
+from sage_nb.report.trials import (
+    FLOOR, IDENTITY, Settings, baselines, coordinates, planted, section_weight, try_section, twin_name)
 from sage_nb.report.plots import to_html
 from sage_nb.report.report import SageReport
 from sage_nb.saes.codes import SparseSAE
 from sage_nb.saes.fidelity import check_saes
-from sage_nb.saes.reconstruction import reconstruct
 from sage_nb.saes.sets import SAESet, load_saes
 from sage_nb.truth.dictionaries import fit_dictionaries
 from sage_nb.truth.runs import editable, set_up
@@ -109,11 +111,6 @@ def plain_v(block, head, x_hat, x):
 def by_sae(sae): return lambda x: sae.dense_encode(x[None])[0] @ sae.W_dec + sae.b_dec
 
 
-def by_pca(tokens, k):
-    p = PCA(k).fit(tokens.double().numpy())
-    return lambda x: torch.from_numpy(p.inverse_transform(p.transform(x[None].double().numpy()))[0]).float()
-
-
 def plain_metric(model, task, i, position, values):
     "The metric of prompt i with a value at some nodes."
     def hook(value, node):
@@ -125,15 +122,13 @@ def plain_metric(model, task, i, position, values):
 
 
 def plain_test_1(model, task, nodes, saes):
-    """The runs of each method with edits at v nodes, from transformers' weights, NumPy, scikit-learn and one hooked run
-    per prompt and intervention."""
+    "The runs of each method with edits at v nodes, from transformers' weights, NumPy and one hooked run per prompt."
     hf = GPT2LMHeadModel.from_pretrained(EMBEDDED / "tiny-gpt2", dtype=torch.float32)
     prompts, layers = task.prompts, {n.layer for n in nodes}
     caches = [model.run_with_cache(tokens[None])[1] for tokens in prompts.tokens]
-    at, end = prompts.index(nodes[0].position).tolist(), prompts.index("END").tolist()
+    at = prompts.index(nodes[0].position).tolist()
     train, test = ([i for i in range(len(task)) if bool(task.held_out[i]) == out] for out in (False, True))
     streams = {layer: [c[f"blocks.{layer}.hook_resid_pre"][0] for c in caches] for layer in layers}
-    seen = {layer: [x[1 : e + 1] for x, e in zip(streams[layer], end)] for layer in layers}  # without <bos> and padding
     acts = {n: torch.stack([c[n.hook][0, p, n.head] for c, p in zip(caches, at)]) for n in nodes}
     means = {n: acts[n][train].mean(0) for n in nodes}
 
@@ -143,14 +138,10 @@ def plain_test_1(model, task, nodes, saes):
             here, decode, block = streams[n.layer], decoders[n.layer], hf.transformer.h[n.layer]
             hat[n] = [plain_v(block, n.head, decode(x[p]), x[p]) for x, p in zip(here, at)]
         return hat
-    active = [saes.before(layer).dense_encode(torch.cat(seen[layer][:64])) != 0 for layer in layers]
-    k = round((sum(a.sum(1).float().mean() for a in active) / len(active)).item())
-    fitted_on = {layer: torch.cat([seen[layer][i] for i in train[:256]]) for layer in layers}
     methods = {
         FLOOR: {n: [means[n]] * len(task) for n in nodes}, IDENTITY: acts,
         SKYLINE: {n: plain_supervised(task.attributes, acts[n], train) for n in nodes},
-        saes.name: through({layer: by_sae(saes.before(layer)) for layer in layers}),
-        f"PCA-{k}": through({layer: by_pca(fitted_on[layer], k) for layer in layers})}
+        saes.name: through({layer: by_sae(saes.before(layer)) for layer in layers})}
 
     def in_each(put):
         return torch.tensor([plain_metric(model, task, i, at[i], put(i)) for i in test], dtype=torch.double)
@@ -167,12 +158,12 @@ def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values
     report = evaluate(model, part, values, fit_dictionaries(model, part, values), trained, **ALONE)
     assert len(values) == 1 and len({n.layer for n in values[0].nodes}) > 1
     recomputed, n = plain_test_1(model, part, values[0].nodes, trained), len(part.test)
-    assert set(recomputed) == set(report.table.sae)
+    assert set(recomputed) == set(report.table[report.table.metric.isin(TEST_1)].sae)
     for name, runs in recomputed.items():
         clean, ablated, put_in, left_out = (sum(metrics.tolist()) / n for metrics in runs)
         expected = {"sufficiency": put_in / clean, "fraction recovered": (put_in - ablated) / (clean - ablated),
                     "necessity": 1 - abs(ablated - left_out) / abs(ablated - clean)}
-        rows = report.table[(report.table.sae == name) & (report.table.test == 1)].set_index("metric")
+        rows = report.table[(report.table.sae == name) & report.table.metric.isin(TEST_1)].set_index("metric")
         assert dict(rows.value) == pytest.approx(expected, abs=1e-5)
         clean, ablated, put_in, _ = (resample_counts(n) @ torch.stack(runs, 1) / n).numpy().T
         recovered = (put_in - ablated) / (clean - ablated)
@@ -181,15 +172,13 @@ def test_the_table_equals_test_1_recomputed_prompt_by_prompt(model, part, values
         ends = max(value - far, recovered.min()), min(value + far, recovered.max())
         assert (lo, hi) == pytest.approx(ends, abs=1e-5)
         assert (rows.n == n).all()
-        score = np.mean([min(max(expected[m], 0), 1) for m in ("fraction recovered", "necessity")])
-        assert report.scorecard().score[name] == pytest.approx(score, abs=1e-5)
 
 
 def test_the_report_holds_the_certificate_and_counts_by_it(report, model, part, io_sections, truth):
     alone, rows = certificate(model, part, io_sections, truth, probes=False), report.table[report.table.test == 0]
     assert set(rows.sae) == {SKYLINE}
     for row in rows.itertuples(): assert alone.measures[row.section][row.metric][:3] == (row.value, row.lo, row.hi)
-    of_skyline = report.table[(report.table.sae == SKYLINE) & (report.table.test < 2)]
+    of_skyline = report.table[(report.table.sae == SKYLINE) & (report.table.test < 2) & report.table.k.isna()]
     together = of_skyline.groupby("section").metric.agg(set).to_dict()
     assert together == {name: set(measures) for name, measures in alone.measures.items()}
     assert set(report.sections.section[report.sections.counts]) == set(alone.passed)
@@ -204,7 +193,7 @@ def test_floor_and_identity_are_0_and_1_everywhere(report):
 
 def test_two_evaluations_are_identical(model, part, values, truth, trained):
     one, two = (evaluate(model, part, values, truth, trained, ks=(1, 4), progress=False) for _ in range(2))
-    for name in ("table", "scores", "sections", "latents"):
+    for name in ("table", "scores", "sections", "latents", "values"):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name), check_exact=True)
     assert one.settings == two.settings and one.notes == two.notes
 
@@ -223,80 +212,149 @@ def test_each_set_is_encoded_once_per_section_and_set_of_prompts(evaluated, part
     assert +calls == expected
 
 
+def n_changed(steps, before=None):
+    "In how many prompts each step puts in something else than the one before, all in all."
+    changed = 0
+    for step in steps:
+        rows = [torch.ones(len(x), dtype=torch.bool) if before is None else (x != before[node]).any(1)
+                for node, x in step.items()]
+        changed, before = changed + torch.stack(rows).any(0).sum().item(), step
+    return changed
+
+
+def rows_of_score(bench, task, saes, whole):
+    "Prompts that must be run with what one set says: few latents kept and left out, all of them, and edits by name."
+    read, rows = name_units(bench, task, saes), editable(bench)
+    kept = [{node: largest(some, k) for node, some in read.items()} for k in SPARSE_KS]
+    if whole: kept.append({node: some.test.reconstruction for node, some in read.items()})
+    left_out = [{node: bench.means[node] + x - put_in[node] for node, x in bench.acts.items()} for put_in in kept]
+    edits = [{node: x[rows] for node, x in step.items()} for step in named_steps(bench, read, task.train.attributes)]
+    return n_changed(kept) + n_changed(left_out) + n_changed(edits, bench.editing.acts)
+
+
 @pytest.mark.parametrize("batch_size", [64, 16])
 def test_no_forward_pass_is_repeated(model, part, values, truth, trained, batch_size):
-    "One section of v, PCA and one SAE set, one move: rows of all prompts through the model, counted by hand."
-    how = dict(ks=(1,), twins=False, order_by_f1=False, batch_size=batch_size, progress=False)
-    report = evaluate(model, part, values, truth, trained, **how)
-    section, = values
-    moves = report.table[report.table.metric == "moves"]
-    assert (moves.value == 1).all(), "every prompt that can be edited is moved at every node, so all of them are run"
+    "One section of v, one SAE set beside PCA, planted dictionary and identity: rows through the model, counted."
+    report = evaluate(model, part, values, truth, trained, ks=(1,), twins=False, batch_size=batch_size, progress=False)
+    (section,), moves = values, report.table[report.table.metric == "moves"]
+    assert (moves.value == 1).all() and set(moves.sae) == {trained.name}, "every prompt that can be edited is moved"
     test, train = len(part.test), len(part.train)
-    edited = int(editable(set_up(model, part, section, truth)).sum())
-    rows = {
-        "clean metric": test, "all that is read, held out": test, "all that is read, counterfactual": test,
-        "all that is read, training": train, "mean ablation": test, "counterfactual's nodes put in": test,
-        "supervised dictionary put in, and left out": 2 * test, "supervised edit": edited,
-        "put in and left out: SAEs, PCA, identity": 3 * 2 * test, "one move: SAEs, PCA, identity": 3 * edited}
-    assert report.settings["forward passes of the task's prompts"] == round(sum(rows.values()) / len(part), 2)
+    bench = set_up(model, part, section, truth, batch_size)
+    edited = int(editable(bench).sum())
+    l0 = report.settings["saes"][trained.name]["l0"]
+    pca, = baselines(model, part, [trained], {trained.name: l0}, twins=False)
+    asked = [(planted(bench), False), (coordinates(bench), False), (pca, False), (trained, True)]
+    seen = {"clean metric": test, "all that is read, held out": test, "counterfactual": test, "training": train}
+    from_the_section_on = {
+        "mean ablation": test, "counterfactual's nodes put in": test, "what was there put in": test,
+        "supervised dictionary put in, and left out": 2 * test, "supervised edit": edited, "one greedy move": edited,
+        "score": sum(rows_of_score(bench, part, saes, whole) for saes, whole in asked)}
+    rows = sum(seen.values()) + sum(from_the_section_on.values()) * run_share(bench)
+    assert report.settings["forward passes of the task's prompts"] == round(rows / len(part), 2)
 
 
 # What must rank above what
 
-def pair_of_sets(model, task, sae_sets, kind):
-    saes = sae_sets[f"tiny-gpt2-res-{kind}"]
-    return [saes, baselines(model, task, [saes], {saes.name: 4.0})[0]]
-
-
 @pytest.fixture(scope="module", params=KINDS)
-def tried(request, model, task, sections, truth, sae_sets):
-    "By section, test 1 of the supervised dictionary, of trained SAEs and of their random twin."
-    sets, runs = pair_of_sets(model, task, sae_sets, request.param), {}
-    for section in sections:
-        bench = set_up(model, task, section, truth)
-        made = [{n: truth[n].reconstruct(bench.task.attributes) for n in section.nodes}]
-        made += [reconstruct(model, bench.task.prompts, section.nodes, saes) for saes in sets]
-        runs[section.name] = [faithfulness(bench, reconstruction) for reconstruction in made]
-    return runs
+def tried(request, model, part, io_sections, truth, sae_sets):
+    "By section, what trained SAEs, their random twin and the planted dictionary did."
+    saes = sae_sets[f"tiny-gpt2-res-{request.param}"]
+    sets = [saes, baselines(model, part, [saes], {saes.name: 4.0})[0]]
+    return {s.name: try_section(set_up(model, part, s, truth), part, sets, Settings(), whole=[t.name for t in sets])
+            for s in io_sections}, saes.name
 
 
 @pytest.mark.parametrize("metric", ["fraction recovered", "necessity"])
-def test_trained_is_above_random_in_each_io_section(tried, io_sections, metric):
-    score = TEST_1[metric]
-    for section in io_sections:
-        _, trained, twin = tried[section.name]
-        difference = interval([trained, twin], lambda means: score(means[0]) - score(means[1]))
-        assert difference.lo > 0, f"{metric} in {section.name}: trained above random by {difference}"
+def test_trained_is_above_random_in_each_io_section(tried, metric):
+    trials, name = tried
+    for section, trial in trials.items():
+        pair = [trial.runs[name], trial.runs[twin_name(name)]]
+        difference = interval(pair, lambda means: TEST_1[metric](means[0]) - TEST_1[metric](means[1]))
+        assert difference.lo > 0, f"{metric} in {section}: trained above random by {difference}"
 
 
 def test_the_score_ranks_skyline_trained_random(tried):
-    names, by_method = (SKYLINE, "trained", "random"), zip(*tried.values())
-    evidence = [[Evidence(section, runs) for section, runs in zip(tried, method)] for method in by_method]
-    for better, worse, both in zip(evidence, evidence[1:], zip(names, names[1:])):
+    trials, name = tried
+    order = SKYLINE, name, twin_name(name)
+    evidence = [[trial.evidence(method) for trial in trials.values()] for method in order]
+    for better, worse, both in zip(evidence, evidence[1:], zip(order, order[1:])):
         comparison = compare(better, worse, both)
         assert comparison.difference.lo > 0 and comparison.verdict == f"{both[0]} scores higher than {both[1]}"
 
 
-def test_the_score_is_the_mean_of_its_parts_over_what_is_defined(report):
-    "By plain loops over the numbers of the table."
-    table = report.table.set_index(["sae", "section", "metric"]).value
+def test_the_weight_of_a_section_is_what_the_counterfactual_does_there(tried, model, part, io_sections, truth):
+    for section in io_sections:
+        bench = set_up(model, part, section, truth)
+        clean, target = (sum(outcome.metric.tolist()) for outcome in (bench.untouched, bench.target))
+        weight = min(1, abs((target - clean) / clean))
+        assert tried[0][section.name].weight == section_weight(bench) == pytest.approx(weight)
+        weaker = replace(bench, target=bench.target._replace(metric=0.75 * bench.untouched.metric))
+        assert section_weight(weaker) == pytest.approx(0.25)
+
+
+CURVES = {"sparse faithfulness": SPARSE_KS, "control by name": NAMED_KS, "coverage by named units": None}
+
+
+def table_parts(report, name):
+    "For each section that counts the three parts, from the numbers of the table, and the section's weight."
+    table, sections = report.table.set_index(["sae", "section", "metric"]).value, []
+    for s in report.sections[report.sections.counts].itertuples():
+        parts = []
+        for metric, ks in CURVES.items():
+            own, most = (table.loc[[(sae, s.section, metric)]].to_numpy() for sae in (name, SKYLINE))
+            if ks: own, most = (np.trapezoid(y, np.log(ks)) for y in (own, most))
+            parts.append(min(float(np.squeeze(own)) / float(np.squeeze(most)), 1))
+        sections.append((parts, s.weight))
+    return sections
+
+
+def test_the_score_is_made_of_the_numbers_of_the_table(report):
+    "Each part as a share of the planted dictionary's, their geometric mean, and of that the mean by weight."
+    card = report.scorecard()
     for name in report.evidence:
-        if name in (FLOOR, SKYLINE, IDENTITY): continue
-        sections = []
-        for s in report.sections[report.sections.counts].itertuples():
-            metrics = ("fraction recovered", "necessity", "controllability", f"coverage of {s.attribute}")
-            parts = [table[name, s.section, metric].item() for metric in metrics]
-            parts = [min(max(part, 0), 1) for part in parts if part == part]
-            sections.append(sum(parts) / len(parts))
-        assert report.scorecard().score[name] == pytest.approx(sum(sections) / len(sections), abs=1e-6)
+        if name == FLOOR: continue
+        parts, weights = zip(*table_parts(report, name))
+        scores = np.prod(parts, 1) ** (1 / 3)
+        assert card.score[name] == pytest.approx(np.average(scores, weights=weights), abs=1e-6)
+        assert card.loc[name, list(PARTS)].tolist() == pytest.approx(np.average(parts, 0, weights), abs=1e-6)
+        assert report.parts().loc[name, list(PARTS)].to_numpy() == pytest.approx(np.array(parts), abs=1e-6)
+        assert report.parts().loc[name].score.tolist() == pytest.approx(scores, abs=1e-6)
+    assert report.parts().weight[SKYLINE].tolist() == report.sections.weight[report.sections.counts].tolist()
+
+
+def test_the_margin_is_over_the_best_of_what_knows_no_feature(report, trained):
+    card, plain = report.scorecard(), report.settings["baselines"]
+    assert set(plain) == set(report.evidence) - {trained.name, FLOOR, SKYLINE} and IDENTITY in plain
+    best = card.score[plain].idxmax()
+    found = report.margin(trained.name)
+    assert (found.b, found.difference.value) == (best, pytest.approx(card.score[trained.name] - card.score[best]))
+    assert card.margin[trained.name] == found.difference.value and card.margin.drop(trained.name).isna().all()
+    scores = report.parts().score
+    for row in report.sections[report.sections.counts].itertuples():
+        there = {name: scores[name, row.section] for name in plain}
+        best_there = report.sections.set_index("section").loc[row.section, ["best baseline", "baseline score"]].tolist()
+        assert best_there == [max(there, key=there.get), pytest.approx(max(there.values()))]
+        told = any(note.startswith(f"{row.section} does not discriminate") for note in report.notes)
+        assert told == (max(there.values()) >= 0.5)
+    with pytest.raises(ValueError, match="SAE 'nobody' is not in the report"): report.margin("nobody")
+
+
+def test_diagnostics_are_of_the_evaluated_sets_alone_and_change_no_score(model, part, values, truth, trained, report):
+    short = evaluate(model, part, values, truth, trained, twins=False, diagnostics=False, progress=False)
+    long = evaluate(model, part, values, truth, trained, twins=False, ks=(1, 4), progress=False)
+    pd.testing.assert_frame_equal(short.scores, long.scores, check_exact=True)
+    greedy, by_f1 = (long.table[long.table.metric.str.contains(word)] for word in ("moves", "coverage of|F1"))
+    assert set(greedy.sae) == set(by_f1.sae) == {trained.name}
+    of_short = set(short.table.metric)
+    assert not of_short & {*greedy.metric, *by_f1.metric} and set(CURVES) <= of_short
+    assert len(long.latents) and len(long.values) and not len(short.latents)
 
 
 def test_what_reconstructs_perfectly_without_features_does_not_score_as_the_skyline(report):
     card = report.scorecard()
-    assert card.loc[IDENTITY, ["fraction recovered", "necessity"]].to_list() == pytest.approx([1, 1], abs=1e-5)
-    assert (card.loc[IDENTITY, ["controllability", "coverage"]] < 0.5).all()
-    assert card.loc[SKYLINE, ["controllability", "coverage"]].to_list() == pytest.approx([1, 1], abs=1e-5)
-    assert card.loc[FLOOR, list(PARTS)].to_list() == pytest.approx([0] * 4, abs=1e-5)
+    assert (card.loc[IDENTITY, ["control", "coverage"]] < 0.5).all() and card.score[IDENTITY] < 0.5
+    assert card.loc[SKYLINE, ["score", "lo", "hi", *PARTS]].to_list() == [1] * 6
+    assert card.loc[FLOOR, ["score", "lo", "hi", *PARTS]].to_list() == [0] * 6
     assert card.score[SKYLINE] > card.score.drop(SKYLINE).max()
 
 
@@ -320,8 +378,10 @@ def test_reports_that_differ_in_more_than_the_saes_are_not_compared(model, part,
         "prompts": score(task=half), "cross-sections": score(sections=io_sections[:2]),
         "ground truth": score(truth=fit_dictionaries(model, part, values, "mean")),
         "certificate": score(criteria=Criteria(tolerance=0.4)), "projection": score(scale="recomputed"),
-        "tests": score(tests=(1, 3)), "numbers of moves": score(ks=(1, 2)),
+        "tests": score(tests=(1, 3)),
     }
+    others["version of the score"] = replace(base, settings=base.settings | {"score_version": SCORE_VERSION - 1})
+    assert base.settings["score_version"] == SCORE_VERSION
     for what, other in others.items():
         with pytest.raises(ValueError, match=f"the two reports differ in {what} "):
             base.compare(trained.name, trained.name, other)
@@ -352,18 +412,20 @@ def perfect(layer, scale=1.0, name="own"):
     return SparseSAE(Node("resid_pre", layer), W, torch.zeros(128), lambda x: scale * (x @ W.T).relu(), name)
 
 
-def test_an_sae_of_ones_own_that_is_exact_scores_as_the_identity(model, part, io_sections, truth):
+def test_an_sae_of_ones_own_that_is_exact_reconstructs_as_the_identity(model, part, io_sections, truth):
     mine = load_saes([perfect(layer) for layer in range(4)])
     own = evaluate(model, part, io_sections, truth, mine, **ALONE)
-    card = own.scorecard().drop(columns="fit")
-    assert card.loc[mine.name].to_list() == pytest.approx(card.loc[IDENTITY].to_list(), abs=1e-5)
-    assert own.table[own.table.sae == mine.name].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
+    runs = own.table[own.table.metric.isin(TEST_1)]
+    for name in (mine.name, IDENTITY):
+        assert runs[runs.sae == name].value.to_list() == pytest.approx([1] * 3 * len(io_sections), abs=1e-5)
+    assert own.scorecard().score[mine.name] < 0.5, "but not with few latents, of those that have a name"
 
 
 def test_a_shrunken_sae_scores_below_an_exact_one(model, part, values, truth):
     sets = [load_saes([perfect(layer, s) for layer in range(4)], f"x {s}") for s in (1.0, 0.6, 0.3)]
-    score = evaluate(model, part, values, truth, sets, **ALONE).scorecard().score
-    assert score["x 1.0"] > score["x 0.6"] > score["x 0.3"]
+    table = evaluate(model, part, values, truth, sets, **ALONE).table
+    recovered = table[table.metric == "fraction recovered"].set_index("sae").value
+    assert recovered["x 1.0"] > recovered["x 0.6"] > recovered["x 0.3"]
 
 
 def test_every_embedded_set_is_accepted_for_its_own_model(model, task, sae_set):
@@ -440,10 +502,12 @@ def test_names_are_unique_and_not_those_of_baselines(model, part, values, truth,
 
 
 def test_recomputed_scale_and_pattern_reach_every_test(model, part, values, truth, trained):
-    how = dict(ks=(1, 4), twins=False, order_by_f1=False, progress=False)
+    how = dict(ks=(1, 4), twins=False, progress=False)
     frozen, recomputed = (evaluate(model, part, values, truth, trained, scale=scale, **how).table
                           for scale in ("frozen", "recomputed"))
-    for test, metric in ((1, "fraction recovered"), (2, "edit effect"), (2, "weight removed")):
+    asked = ((1, "fraction recovered"), (1, "sparse faithfulness"), (2, "edit effect"), (2, "weight removed"),
+             (3, "coverage by named units"))
+    for test, metric in asked:
         a, b = (t[(t.sae == trained.name) & (t.test == test) & (t.metric == metric)].value.to_numpy()
                 for t in (frozen, recomputed))
         assert len(a) and np.abs(a - b).max() > 1e-5, f"{metric} is the same with another scale"
@@ -540,7 +604,7 @@ def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == files
     json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=not_json)
     again = SageReport.load(tmp_path)
-    for name in ("table", "scores", "sections", "latents"):
+    for name in ("table", "scores", "sections", "latents", "values"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(report, name), check_exact=True, check_dtype=False)
     pd.testing.assert_frame_equal(again.parts(), report.parts(), check_exact=True)
     assert again.settings == report.settings and again.notes == report.notes
@@ -563,17 +627,18 @@ def test_every_tensor_of_the_evidence_comes_back_by_its_name(request, which, tmp
     assert list(again.evidence) == list(report.evidence)
     for method, evidence in report.evidence.items():
         read = again.evidence[method]
-        assert [(e.section, e.measure, e.ks) for e in read] == [(e.section, e.measure, e.ks) for e in evidence]
+        for a, b in zip(read, evidence, strict=True):
+            assert (a.section, a.measure, a.weight, a.own.asked) == (b.section, b.measure, b.weight, b.own.asked)
         for i, (before, after) in enumerate(zip(evidence, read)):
-            for kind in ("runs", "control", "coverage"):
-                wanted, got = (tensors_of(getattr(e, kind), kind) for e in (before, after))
+            for whose in ("own", "planted"):
+                wanted, got = (tensors_of(getattr(e, whose), whose) for e in (before, after))
                 assert list(wanted) == list(got)
                 for name, x in wanted.items(): torch.testing.assert_close(got[name], x, rtol=0, atol=0)
                 expected |= {f"{method}|{i}|{name}": x for name, x in wanted.items()}
     saved = load_file(tmp_path / "evidence.safetensors")
     assert set(saved) == set(expected)
-    for name in (f"{FLOOR}|0|runs.left_out", f"{SKYLINE}|0|control.edits.success", f"{IDENTITY}|0|coverage.holds"):
-        assert name in saved
+    parts = {FLOOR: "own.sparse.left_out", SKYLINE: "planted.named.success", IDENTITY: "own.values.holds"}
+    for name, part in parts.items(): assert f"{name}|0|{part}" in saved
     for name, x in expected.items(): torch.testing.assert_close(saved[name], x, rtol=0, atol=0)
 
 
@@ -597,13 +662,14 @@ def test_numbers_that_are_not_finite_are_saved_as_strict_json(report, tmp_path):
     json.loads(odd.to_json(), parse_constant=not_json)
 
 
-@pytest.mark.parametrize("schema", [1, 2, 3, 99])
+@pytest.mark.parametrize("schema", [1, 2, 3, 4, 99])
 def test_a_report_of_another_schema_is_refused(report, tmp_path, schema):
     report.save(tmp_path)
     data = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps(data | {"schema": schema}))
     (tmp_path / "evidence.safetensors").unlink()  # is not looked at
-    with pytest.raises(ValueError, match=f"has schema {schema}, this version reads 4"): SageReport.load(tmp_path)
+    with pytest.raises(ValueError, match=f"has schema {schema}, this version reads 5: evaluate again"):
+        SageReport.load(tmp_path)
 
 
 class Page(HTMLParser):

@@ -77,6 +77,22 @@ def test_each_edit_alone_is_a_run_with_that_edit(random_model, random_task, batc
 
 # Capture, run and gradients
 
+@pytest.mark.parametrize("site", SITES)
+def test_a_run_may_start_where_it_is_edited_first(random_model, random_task, site):
+    if site not in sites_of(random_model): pytest.skip(f"{type(random_model).__name__} has no {site}")
+    prompts, metric = random_task.prompts, random_task.metric()
+    clean = run(random_model, prompts, metric)
+    for layer in range(1, random_model.cfg.n_layers):
+        start = capture(random_model, prompts, [Node("resid_pre", layer)])
+        head, layers = 0 if site in HEAD_SITES else None, range(layer, random_model.cfg.n_layers)
+        nodes = [Node(site, at, head, "S2") for at in layers]
+        edits = capture(random_model, random_task.counterfactual("S").prompts, nodes)
+        whole = run(random_model, prompts, metric, edits)
+        for batch_size in (3, 64):
+            assert_close(run(random_model, prompts, metric, edits, batch_size, start), whole, rtol=1e-5, atol=1e-5)
+        assert_close(run(random_model, prompts, metric), clean)  # all as before
+
+
 def test_capture_equals_run_with_cache(random_model, random_task):
     prompts, nodes = random_task.prompts, [Node(site, layer) for site in sites_of(random_model) for layer in (0, 3)]
     _, cache = random_model.run_with_cache(prompts.tokens)

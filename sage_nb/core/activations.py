@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -457,6 +458,57 @@ def _ordered(edits: dict[Node, Tensor]) -> list[Node]:
     "The nodes of edits; resid_mid after what it is the sum of."
     return sorted(edits, key=lambda node: node.site == "resid_mid")
 
+# %% ../../nbs/1_core/12_activations.ipynb #f7289506
+@contextmanager
+def _resumed(
+    model,
+    layer: int,
+    stream: Float[Tensor, "prompt pos d_model"],
+    outputs: int,  # things that a block returns in a tuple, the stream first; 0 is the stream alone
+):
+    "Within it, blocks below `layer` compute nothing, and that at `layer` is given a stream."
+    blocks = list(model.blocks)[:layer]
+    output = (stream, *[None] * (outputs - 1)) if outputs else stream  # what else there is, nothing reads
+    for block in blocks: vars(block)["forward"] = lambda *args, **kwargs: output  # hides the method of the class
+    try: yield
+    finally:
+        for block in blocks: del vars(block)["forward"]
+
+
+_block_outputs: WeakKeyDictionary = WeakKeyDictionary()  # model -> things that its blocks return
+
+
+def _outputs_of(model, batch) -> int:
+    "The number of things that a block returns in a tuple; 0 for the stream alone."
+    if model not in _block_outputs:
+        found = []
+        def look(block, args, output): found.append(len(output) if isinstance(output, tuple) else 0)
+        handle = model.blocks[0].register_forward_hook(look)
+        try: model(batch.tokens[:1].to(next(model.parameters()).device))
+        finally: handle.remove()
+        _block_outputs[model] = found[0]
+    return _block_outputs[model]
+
+
+def _check_start(start, prompts, edits) -> tuple[int, Tensor] | None:
+    "Layer and stream to start from; an error if something below is edited."
+    if start is None: return None
+    (node, stream), = start.items()
+    if node != Node("resid_pre", node.layer) or stream.shape[:2] != prompts.tokens.shape:
+        raise ValueError(f"a run cannot start from {node} of shape {tuple(stream.shape)} for tokens of shape "
+                         f"{tuple(prompts.tokens.shape)}: give resid_pre at every token, as `capture` gives it")
+    below = [edit for edit in edits if edit.layer < node.layer]
+    if below: raise ValueError(f"{below[0]} is edited, and the run starts above it, at layer {node.layer}")
+    return node.layer, stream
+
+
+@contextmanager
+def _started(model, batch, start: tuple[int, Tensor] | None, rows):
+    "Within it, a run starts at the layer whose stream is given."
+    if start is None or not start[0]: yield
+    else:
+        with _resumed(model, start[0], start[1][rows], _outputs_of(model, batch)): yield
+
 # %% ../../nbs/1_core/12_activations.ipynb #4f3a472a
 @torch.no_grad()
 def run(
@@ -465,14 +517,17 @@ def run(
     metric: Metric | None = None,  # by default, the logits at END themselves
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
     batch_size: int = 64,
+    start: dict[Node, Float[Tensor, "prompt pos d_model"]] | None = None,  # unedited resid_pre, not above any edit
 ) -> Float[Tensor, "prompt ..."]:
     "The metric of each prompt when the activations at some nodes are replaced."
     edits, results = _edits_or_none(model, prompts, edits), []
     if metric is not None: _check_metric(metric)
+    start = _check_start(start, prompts, edits)
     for rows in prompts.slices(batch_size):
         batch, fwd = prompts[rows], []
         for node in _ordered(edits): fwd += _edit_hooks(node, batch, edits[node][rows])
-        with hooked(model, fwd + [_at_end(model, batch)]): logits = _logits(model, batch)
+        with _started(model, batch, start, rows), hooked(model, fwd + [_at_end(model, batch)]):
+            logits = _logits(model, batch)
         results.append(logits if metric is None else _measure(metric, logits, rows))
     return torch.cat(results)
 
@@ -523,18 +578,6 @@ class _CleanRun(NamedTuple):
         finally: handle.remove()
         return cls(_measure(metric, logits, rows, single=True), streams, outputs[0])
 
-
-@contextmanager
-def _resumed(model, layer: int, clean: _CleanRun, times: int):
-    "Within it, blocks below `layer` compute nothing, and that at `layer` is given the clean stream, `times` over."
-    blocks = list(model.blocks)[:layer]
-    stream = clean.streams[layer].repeat(times, 1, 1)
-    output = (stream, *[None] * (clean.outputs - 1)) if clean.outputs else stream  # what else there is, nothing reads
-    for block in blocks: vars(block)["forward"] = lambda *args, **kwargs: output  # hides the method of the class
-    try: yield
-    finally:
-        for block in blocks: del vars(block)["forward"]
-
 # %% ../../nbs/1_core/12_activations.ipynb #acd1c9e1
 def _run_side_by_side(model, batch, metric, rows, clean, edits):
     "The metric with each of some edits of one layer."
@@ -542,7 +585,8 @@ def _run_side_by_side(model, batch, metric, rows, clean, edits):
     n, copies, fwd = len(batch), batch.repeat(len(edits)), []
     for i, (node, value) in enumerate(edits.items()): fwd += _edit_hooks(node, batch, value, slice(i * n, (i + 1) * n))
     fwd.append(_at_end(model, copies))
-    with _resumed(model, layer, clean, len(edits)), hooked(model, fwd): logits = _logits(model, copies)
+    stream = clean.streams[layer].repeat(len(edits), 1, 1)
+    with _resumed(model, layer, stream, clean.outputs), hooked(model, fwd): logits = _logits(model, copies)
     return {node: metric(part, rows) for node, part in zip(edits, logits.split(n))}
 
 

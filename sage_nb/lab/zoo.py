@@ -6,12 +6,13 @@
 __all__ = ['CONTEXT', 'DOCUMENTS', 'SAE_KINDS', 'LEAST_COSINE', 'FROZEN', 'D_SAE', 'ZOO', 'task_sentence', 'other_sentence',
            'sentences', 'build_tokenizer', 'batches', 'build_model', 'Training', 'train_model', 'training_activations',
            'SAEKind', 'Twin', 'within_cosine', 'train_sae', 'model_figures', 'sae_figures', 'ZooSAEs', 'ZooModel',
-           'ZooSet', 'zoo_sets', 'make_saes', 'write_cards', 'make_zoo']
+           'ZooSet', 'zoo_sets', 'make_saes', 'sae_hooks', 'save_sae', 'write_cards', 'make_zoo']
 
 # %% ../../nbs/8_lab/81_zoo.ipynb #6d8191ec
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -326,6 +327,7 @@ SAE_KINDS = {
         3e-3, dict(apply_b_dec_to_input=False)),
     "standard": SAEKind(dict(
         l1_coefficient=2.5, l1_warm_up_steps=300, normalize_activations="expected_average_only_in"), 1e-3),
+    "matryoshka_batchtopk": _TOPK._replace(settings=_TOPK.settings | dict(matryoshka_widths=[32, 128, 512])),
 }
 
 
@@ -371,22 +373,29 @@ def train_sae(
     samples: int = 4_000_000,  # activations to train on, with repetition; what is no whole batch of 1,024 is left out
     frozen: str | None = None,  # what may not learn, a key of `FROZEN`
     seed: int = 0,
+    settings: Mapping = {},  # of the architecture, instead of those in `SAE_KINDS`, such as k=8
+    after: Mapping[int, Callable] = {},  # steps -> what is done with the SAE as it is after so many; 0 is its start
 ):
     "A trained sae_lens SAE."
     _check_training(activations, kind, metadata, samples, frozen)
+    _check_steps(after, samples // _BATCH)
     torch.manual_seed(seed)
-    sae = _untrained(activations, kind, metadata, frozen)
+    sae = _untrained(activations, kind, metadata, frozen, settings)
     trainer = SAETrainer(_schedule(samples, SAE_KINDS[kind].lr), sae, _shuffled(activations, seed))
     if frozen == "decoder": sae.W_dec.requires_grad_(False)
     if frozen == "soft-decoder": _stay_near(trainer, sae.W_dec)
     if frozen == "encoder": _freeze_encoder(trainer, activations.mean(0))
-    return _finite(trainer.fit())
+    some = next(_shuffled(activations, seed + 1))  # of another order than training's, which looking must not disturb
+    trainer.optimizer.register_step_pre_hook(lambda *_: _show(trainer, after, some))
+    sae = _finite(trainer.fit())
+    _show(trainer, after, some)
+    return sae
 
 
-def _untrained(activations, kind, metadata, frozen):
+def _untrained(activations, kind, metadata, frozen, settings):
     "The SAE at its start: random directions, and an encoder that reads along them."
     cls, config = get_sae_training_class(kind)
-    settings = SAE_KINDS[kind].settings | (SAE_KINDS[kind].apart if frozen == "encoder" else {})
+    settings = SAE_KINDS[kind].settings | settings | (SAE_KINDS[kind].apart if frozen == "encoder" else {})
     sae = cls(config(
         d_in=activations.shape[1], d_sae=D_SAE, decoder_init_norm=1.0 if frozen in ("decoder", "soft-decoder") else 0.1,
         metadata=SAEMetadata(**metadata, frozen=frozen), **settings))
@@ -400,7 +409,29 @@ def _finite(sae):
     if bad: raise ValueError(f"training diverged: {', '.join(bad)} are not finite: use another seed or a lower lr")
     return sae
 
+# %% ../../nbs/8_lab/81_zoo.ipynb #8fcad5d0
+@torch.no_grad()
+def _show(trainer, after, some):
+    "Hand on a copy of the SAE, as it would be if training ended here, if something is to be done with it."
+    if trainer.n_training_steps not in after: return
+    sae, scale = deepcopy(trainer.sae), trainer.activation_scaler.scaling_factor
+    if scale is not None: sae.fold_activation_norm_scaling_factor(scale)
+    if hasattr(sae, "topk_threshold"): sae.topk_threshold.fill_(_threshold(sae, some))
+    after[trainer.n_training_steps](_finite(sae).requires_grad_(False))
 
+
+def _threshold(sae, some):
+    "The least activation that is among the k of each token, in the mean over some tokens."
+    f = sae.encode(some)
+    return f[f > 0].min()
+
+
+def _check_steps(after, last):
+    "Refuse steps that training does not come to."
+    beyond = [step for step in after if not isinstance(step, int) or not 0 <= step <= last]
+    if beyond: raise ValueError(f"after step {beyond[0]!r} there is no SAE to look at: training has steps 0 … {last}")
+
+# %% ../../nbs/8_lab/81_zoo.ipynb #2f6de06e
 def _schedule(samples, lr):
     steps = samples // _BATCH
     return SAETrainerConfig(
@@ -572,18 +603,21 @@ def make_saes(
         metadata = dict(model_name=made.model, hook_name=hook, prepend_bos=True, context_size=CONTEXT,
                         dataset="sage_nb.lab.zoo.sentences")
         sae = train_sae(activations[hook], made.saes.kind, metadata, made.saes.samples, made.frozen)
-        _save_sae(sae.half(), folder / hook)
+        save_sae(sae.half(), folder / hook)
     _write_sae_card(model, made, folder)
     return folder
 
 
 def _missing(folder, model, made):
     "Where SAEs of the set should stand and none is saved."
-    return [hook for hook in _hooks(model, made.saes.place) if not (folder / hook / "cfg.json").exists()]
+    return [hook for hook in sae_hooks(model, made.saes.place) if not (folder / hook / "cfg.json").exists()]
 
 
-def _hooks(model, place):
-    "Where SAEs stand: at z of every layer, or in the residual stream before every layer and after the last."
+def sae_hooks(
+    model,
+    place: str,  # res or z
+) -> list[str]:
+    "Hook names of where SAEs stand: at z of every layer, or in the stream before every layer and after the last."
     layers = range(model.cfg.n_layers)
     at = {"z": [f"blocks.{layer}.attn.hook_z" for layer in layers],
           "res": [*(f"blocks.{layer}.hook_resid_pre" for layer in layers), f"blocks.{layers[-1]}.hook_resid_post"]}
@@ -591,7 +625,10 @@ def _hooks(model, place):
     return at[place]
 
 
-def _save_sae(sae, folder):
+def save_sae(
+    sae,  # of sae_lens, in half precision
+    folder: Path,  # is not there yet
+) -> None:
     "Write beside the folder and move into place, so that a folder that is there is whole."
     sae.cfg.dtype = "float16"
     part = folder.with_name(folder.name + ".part")

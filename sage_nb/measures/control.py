@@ -17,15 +17,15 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.activations import Node, count_passes
 from ..core.intervals import Estimate, intervals
-from .edits import LatentEdits, Order, find_edits, read_latents
+from .edits import LatentEdits, find_edits, read_latents
 from ..saes.reconstruction import ProjectionSettings
 from ..saes.sets import SAESet
-from ..truth.runs import Edit, Outcome, Workbench, compare_edit, disturbed, edit_effect
+from ..truth.runs import Edit, Outcome, Workbench, compare_edit, disturbed, edit_effect, run_in_turn
 
 # %% ../../nbs/6_measures/63_control.ipynb #d2a3f6c6
 def isolation(
@@ -46,31 +46,19 @@ class EditOutcomes(NamedTuple):
     moves: Float[Tensor, "prompt k"]  # made, mean over nodes
 
 # %% ../../nbs/6_measures/63_control.ipynb #e48ae002
-def _rerun(bench: Workbench, edited: dict[Node, Tensor], rows: Bool[Tensor, "prompt"], before: Outcome) -> Outcome:
-    "The outcome where some prompts are run again, the others as before."
-    if not rows.any(): return before
-    again = bench.at(rows).outcome({node: x[rows.to(x.device)] for node, x in edited.items()})
-    metric, token = before.metric.clone(), before.token.clone()
-    metric[rows.to(metric.device)] = again.metric
-    token[rows.to(token.device)] = again.token
-    return Outcome(metric, token)
-
-
 def run_edits(
     bench: Workbench,
     edits: dict[Node, LatentEdits],  # of every node of the section
     ks: Sequence[int],  # numbers of moves, ascending
 ) -> EditOutcomes:
     "Run the model with the edits, once for each number of moves."
-    outcome, counted, columns = bench.untouched, torch.zeros(len(bench.task), len(edits), dtype=torch.long), []
-    for k in ks:
-        edited = {node: e.edit(bench.acts[node], k) for node, e in edits.items()}
-        count = torch.stack([e.count(k).cpu() for e in edits.values()], 1)
+    steps = [{node: e.edit(bench.acts[node], k) for node, e in edits.items()} for k in ks]
+    said, columns = run_in_turn(bench, steps, Workbench.outcome, (bench.acts, bench.untouched)), []
+    for k, edited, outcome in zip(ks, steps, said):
         removed = torch.stack([e.removed(k).cpu() for e in edits.values()], 1).mean(1)
-        outcome = _rerun(bench, edited, (count != counted).any(1), outcome)
-        counted = count
-        isolated, n_moves = isolation(bench, edited), count.float().mean(1)
-        columns.append(EditOutcomes(outcome.token.cpu(), outcome.metric.cpu(), isolated, removed, n_moves))
+        n_moves = torch.stack([e.count(k).cpu() for e in edits.values()], 1).float().mean(1)
+        said_of = outcome.token.cpu(), outcome.metric.cpu()
+        columns.append(EditOutcomes(*said_of, isolation(bench, edited), removed, n_moves))
     return EditOutcomes(*(torch.stack(column, 1) for column in zip(*columns)))
 
 # %% ../../nbs/6_measures/63_control.ipynb #743ac03a
@@ -214,19 +202,15 @@ class Control:
     @property
     def _target(self) -> Edit: return self._compare(Outcome(*(x[:, None] for x in self.target)))
 
-    def _evidence(self, method: EditOutcomes) -> ControlEvidence:
+    def evidence(self, method: EditOutcomes) -> ControlEvidence:
+        "What the numbers of a method are made of."
         return ControlEvidence(self._compare(method), method.removed.double(), self._compare(self.floor),
                                self._compare(self.skyline), self.skyline.removed.double(), self._target)
-
-    def evidence(self, name: str) -> ControlEvidence:
-        "What the score and the tables are made of."
-        if name not in self.methods: raise ValueError(f"method {name!r} was not tried (has {', '.join(self.methods)})")
-        return self._evidence(self.methods[name])
 
     @cached_property
     def bounds(self) -> Bounds:
         "What decides which numbers are defined."
-        return Bounds.of(self._evidence(self.skyline))
+        return Bounds.of(self.evidence(self.skyline))
 
     @property
     def notes(self) -> list[str]:
@@ -261,7 +245,8 @@ class _Method(NamedTuple):
 @patch
 def estimates(self: Control, name: str) -> dict[str, list[Estimate]]:
     "Each metric of one method for each k; mean edit success and controllability are over all k."
-    evidence, method, bounds, ks = self.evidence(name), self.methods[name], self.bounds, self.ks
+    if name not in self.methods: raise ValueError(f"method {name!r} was not tried (has {', '.join(self.methods)})")
+    method, bounds, ks = self.methods[name], self.bounds, self.ks
     scores = {
         "edit success": lambda m: m.control.edits.success,
         "mean edit success": lambda m: m.control.edits.success.mean(-1),
@@ -272,7 +257,8 @@ def estimates(self: Control, name: str) -> dict[str, list[Estimate]]:
     if bounds.weight.lo > LEAST_WEIGHT: scores["edit magnitude"] = lambda m: edit_magnitude(m.control)
     if bounds.measure: scores["controllability"] = lambda m: controllability(m.control, ks, bounds.measure)
     if self.readable: scores["isolation"] = lambda m: m.isolation
-    defined = intervals(_Method(evidence, method.moves, method.isolation if self.readable else None), scores)
+    about = _Method(self.evidence(method), method.moves, method.isolation if self.readable else None)
+    defined = intervals(about, scores)
     undefined = Estimate(*[float("nan")] * 3, len(self.clean.token))
     return {m: defined.get(m, [undefined] * (1 if m in OVER_K else len(ks))) for m in METRICS}
 
@@ -317,7 +303,6 @@ def control(
     bench: Workbench,
     sets: Iterable[SAESet],
     ks: Sequence[int] = KS,  # most moves at each node, ascending
-    order: Order | None = None,  # in which latents are taken; by default greedy
     settings: ProjectionSettings = ProjectionSettings(),
 ) -> Control:
     "Edit the section's attribute with the latents of each SAE set, and run the model with every edit."
@@ -330,7 +315,7 @@ def control(
     with count_passes(bench.model, len(bench.task)) as passes:
         for saes in sets:
             if saes.name in methods: raise ValueError(f"two SAE sets are called {saes.name!r}: rename one")
-            edits = find_edits(bench, read_latents(bench, saes, settings), ks[-1], order)
+            edits = find_edits(bench, read_latents(bench, saes, settings), ks[-1])
             methods[saes.name] = run_edits(bench, edits, ks)
         made = gather_control(bench, methods, ks)
     return replace(made, passes=passes.forward)

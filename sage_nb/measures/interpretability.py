@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from ..core.activations import Node
 from ..core.intervals import Estimate, each, estimates, interval, resample_counts, resampled_means
 from .activity import Activity
 
@@ -148,11 +147,10 @@ class _Pairs(NamedTuple):
         f1 = 2 * both.data / (on.sum(0)[latent] + holds.sum(0)[predicate])
         return cls(latent, predicate, f1, both.data, (numbers @ on)[latent])
 
-    def by_f1(self, predicates: Int[np.ndarray, "predicate"]) -> Int[np.ndarray, "pair"]:
-        "The pairs of some predicates, best first."
-        mine = np.flatnonzero(np.isin(self.predicate, predicates))
-        keys = self.latent, self.early, -self.both, -self.f1  # the last counts most
-        return mine[np.lexsort([key[mine] for key in keys])]
+    @property
+    def by_f1(self) -> Int[np.ndarray, "pair"]:
+        "The pairs, best first."
+        return np.lexsort((self.latent, self.early, -self.both, -self.f1))  # the last counts most
 
 
 def _first(rows, columns, n) -> Int[np.ndarray, "row"]:
@@ -222,7 +220,7 @@ class Interpretations:
     @cached_property
     def best_latents(self) -> Int[np.ndarray, "value"]:
         "For each of `values` the latent of highest F1 where it was found; -1 if none is ever active with it."
-        order = self.pairs.by_f1(np.arange(len(self.values)))
+        order = self.pairs.by_f1
         return _first(self.pairs.predicate[order], self.pairs.latent[order], len(self.values))
 
     @cached_property
@@ -393,24 +391,3 @@ def __repr__(self: Interpretations): return str(self)
 def _repr_html_(self: Interpretations, n: int = 12) -> str:
     lines = "".join(f"<p>{escape(line)}</p>" for line in str(self).splitlines())
     return lines + self.table.head(n).round(2).to_html(index=False, escape=True)
-
-# %% ../../nbs/6_measures/65_interpretability.ipynb #af32119e
-@patch
-def latents_for(
-    self: Interpretations,
-    attribute: str,
-    place: Node | str | None = None,  # of the SAE; may be left out where there is but one
-) -> dict[str, list[int]]:
-    "By value: an SAE's latents by falling F1 for that value, where it was found; only those that meet it."
-    places, pairs = self.activity.places, self.pairs
-    place = places[0] if place is None and len(places) == 1 else place if place is None else Node.of(place)
-    if place not in places:
-        raise ValueError(f"SAE at {place} is none of those that the latents belong to: "
-                         f"name one of {', '.join(map(str, places))}")
-    here = self.activity.place[pairs.latent] == places.index(place)
-    ranking = {}
-    for number in self._numbers_of(attribute):
-        best_first = pairs.by_f1([number])
-        latents = pairs.latent[best_first[here[best_first]]]
-        ranking[self.values[number].values[0]] = self.activity.index[latents].tolist()
-    return ranking

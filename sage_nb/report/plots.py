@@ -227,10 +227,10 @@ def plot_edits(
     table: pd.DataFrame,  # `SageReport.table`, or the report
     metric: str = "edit success",
 ) -> Figure:
-    "Test 2: a metric against the number of moves per node, one panel per cross-section."
+    "A metric against the number of latents per node, one panel per cross-section."
     table = _table(table)
-    rows = table[(table.test == 2) & (table.metric == metric) & table.value.notna()]
-    if rows.empty: raise ValueError(f"there is nothing to draw: no row of test 2 has a value for {metric!r}")
+    rows = table[(table.metric == metric) & table.value.notna()]
+    if rows.k.isna().all(): raise ValueError(f"there is nothing to draw: no row has a value for {metric!r} by k")
     sections, colours = rows.section.unique(), _colours(rows[rows.k.notna()].sae)
     fig, axes = _panels(len(sections), 4, (2.6, 2.3), sharey=True)
     for ax, section in zip(axes.flat, sections):
@@ -240,7 +240,7 @@ def plot_edits(
         for name, value in zip(edges.sae, edges.value):
             ax.axhline(value, color="black", lw=0.8, ls=":" if name == NO_EDIT else "--")
         ax.set_title(_plain(section), fontsize=10)
-        _doubling(ax, sorted(curves.k.astype(int).unique()), "moves per node")
+        _doubling(ax, sorted(curves.k.astype(int).unique()), "latents per node")
     for ax in axes[:, 0]: ax.set_ylabel(metric)
     _legend(fig, axes[0, 0])
     return fig

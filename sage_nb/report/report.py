@@ -28,11 +28,10 @@ from torch import Tensor
 
 from ..core.doctor import Diagnosis
 from ..discovery.sections import CrossSections
-from ..measures.control import ControlEvidence
-from ..measures.faithfulness import Runs
-from ..measures.interpretability import Hits
-from ..measures.score import PARTS, Comparison, Evidence, compare, score_parts
+from ..measures.score import (
+    KINDS, PARTS, Answers, Comparison, Evidence, compare, margin, score_parts, section_scores)
 from ..saes.fidelity import VERDICTS
+from .reasons import FORMS, form_of
 from .plots import plot_curves, plot_discovery, plot_edits, plot_faithfulness, to_html
 
 # %% ../../nbs/7_report/72_report.ipynb #e871f022
@@ -48,7 +47,7 @@ def worst_verdict(verdicts: Iterable[str]) -> str:
 _MUST_AGREE = {
     "model": ("model", "hash"), "precision": ("model", "dtype"), "prompts": ("task", "hash"),
     "cross-sections": ("sections",), "ground truth": ("dictionaries", "hash"), "certificate": ("certificate",),
-    "projection": ("projection",), "tests": ("tests",), "numbers of moves": ("ks",),
+    "projection": ("projection",), "tests": ("tests",), "version of the score": ("score_version",),
 }
 
 
@@ -77,6 +76,7 @@ class SageReport:
     notes: list[str]  # attributes without a cross-section, SAEs' own figures, sections left out
     evidence: dict[str, list[Evidence]]  # method -> its evidence in the sections that count
     fit: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, place, figures, verdict, cause; empty: not checked
+    values: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, section, value, reason, and the figures behind it
     discovery: CrossSections | None = field(default=None)  # not saved
 
     def scorecard(self) -> pd.DataFrame:
@@ -96,23 +96,11 @@ class SageReport:
         "The parts of the score in each cross-section that counts."
         rows = []
         for name, evidence in self.evidence.items():
-            for e, part in zip(evidence, score_parts(evidence)):
-                rows.append({"sae": name, "section": e.section, **dict(zip(PARTS, part.tolist()))})
+            parts = score_parts(evidence)
+            for e, part, score in zip(evidence, parts.tolist(), section_scores(parts).tolist()):
+                row = {"sae": name, "section": e.section, "score": score, **dict(zip(PARTS, part)), "weight": e.weight}
+                rows.append(row)
         return pd.DataFrame(rows).set_index(["sae", "section"])
-
-    def compare(
-        self,
-        a: str,  # name of an SAE in this report
-        b: str,
-        other: "SageReport | None" = None,  # where `b` is; by default here
-    ) -> Comparison:
-        "The paired difference of two SAEs' scores, with its interval."
-        there = self if other is None else other
-        for name, report in ((a, self), (b, there)):
-            if name not in report.evidence:
-                raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(report.evidence)})")
-        if there is not self: check_same_frame(self.settings, there.settings)
-        return compare(self.evidence[a], there.evidence[b], (a, b))
 
     def __str__(self):
         model, task = self.settings["model"]["name"], self.settings["task"]["name"]
@@ -129,6 +117,44 @@ def _shown(value) -> str:
     if isinstance(value, str): return value
     return "–" if pd.isna(value) else f"{value:.2f}"
 
+# %% ../../nbs/7_report/72_report.ipynb #1dd11377
+@patch
+def compare(
+    self: SageReport,
+    a: str,  # name of an SAE in this report
+    b: str,
+    other: SageReport | None = None,  # where `b` is; by default here
+) -> Comparison:
+    "The paired difference of two SAEs' scores, with its interval."
+    there = self if other is None else other
+    for name, report in ((a, self), (b, there)):
+        if name not in report.evidence:
+            raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(report.evidence)})")
+    if there is not self: check_same_frame(self.settings, there.settings)
+    return compare(self.evidence[a], there.evidence[b], (a, b))
+
+
+@patch
+def margin(
+    self: SageReport,
+    name: str,  # of an SAE in this report
+) -> Comparison:
+    "How far its score stands above that of the best baseline without features."
+    plain = self.settings.get("baselines", [])
+    if name not in self.evidence:
+        raise ValueError(f"SAE {name!r} is not in the report (has {', '.join(self.evidence)})")
+    return margin(self.evidence[name], {other: self.evidence[other] for other in plain}, name)
+
+
+@patch
+def why(self: SageReport) -> pd.DataFrame:
+    "By set and section, how many values have a latent of their own, and what becomes of the others."
+    if self.values.empty: return pd.DataFrame()
+    forms = self.values["reason"].map(form_of)
+    table = pd.crosstab([self.values["set"], self.values["section"]], forms)
+    order = pd.MultiIndex.from_frame(self.values[["set", "section"]].drop_duplicates())
+    return table.reindex(index=order, columns=[form for form in FORMS if form in table]).rename_axis(columns=None)
+
 # %% ../../nbs/7_report/72_report.ipynb #e5e3e078
 @patch
 def plot(self: SageReport) -> Figure:
@@ -136,15 +162,27 @@ def plot(self: SageReport) -> Figure:
     return plot_faithfulness(self.table)
 
 
+_CURVES = {"control by name": "Control by name", "sparse faithfulness": "Faithfulness by few latents"}
+
+
+def _has_curves(table: pd.DataFrame, metric: str) -> bool:
+    "Whether there are values by number of latents."
+    return bool((table.k.notna() & table.value.notna())[table.metric == metric].any())
+
+
 def _pictures(report: SageReport) -> Iterator[str]:
     "What there is to see, test by test."
-    yield "<h3>Test 1: sufficiency and necessity</h3>"
+    for metric, what in _CURVES.items():
+        if _has_curves(report.table, metric):
+            yield f"<h3>{what}</h3>"
+            yield to_html(plot_edits(report.table, metric), f"{metric} against number of latents, per cross-section")
+    yield "<h3>Diagnostics: reconstruction by all latents</h3>"
     yield to_html(report.plot(), "bars of fraction recovered and necessity per cross-section and method")
-    if (report.table.test == 2).any():
-        yield "<h3>Test 2: sparse control</h3><p>Dotted: no edit. Dashed: the supervised edit.</p>"
+    if _has_curves(report.table, "edit success"):
+        yield "<h3>Diagnostics: greedy edits</h3><p>Dotted: no edit. Dashed: the supervised edit.</p>"
         yield to_html(plot_edits(report.table), "edit success against number of latents, per cross-section")
     if len(report.latents):
-        yield "<h3>Test 3: latents with a name</h3>"
+        yield "<h3>Diagnostics: latents with a name</h3>"
         yield report.latents.head(20).round(2).to_html(index=False)
     if report.discovery is not None and len(report.discovery):
         yield "<h3>Where the attributes are</h3>"
@@ -165,15 +203,13 @@ def _repr_html_(self: SageReport) -> str:
     return "\n".join([
         f"<h2>SAGE scorecard: {escape(task)} on {escape(model)}</h2>",
         self.scorecard().round(3).to_html(na_rep="–"), *(f"<p>{escape(note)}</p>" for note in self.notes), doctor,
-        _details("Parts by cross-section", self.parts().round(3).to_html(na_rep="–")), *_pictures(self),
+        _details("Parts by cross-section", self.parts().round(3).to_html(na_rep="–")),
+        *([_details("What becomes of the values", self.why().to_html())] if len(self.values) else []), *_pictures(self),
         "<h3>Cross-sections</h3>", self.sections.round(3).to_html(index=False),
         _details("Certificate of the ground truth", certificate.round(3).to_html(na_rep="–")),
         _details("Settings", f"<pre>{settings}</pre>")])
 
 # %% ../../nbs/7_report/72_report.ipynb #10d51265
-_KINDS = {"runs": Runs, "control": ControlEvidence, "coverage": Hits}
-
-
 def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
     "The numbers of one piece of evidence by their names."
     def named(name, numbers):
@@ -182,25 +218,30 @@ def evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
         tensors = {}
         for part in numbers._fields: tensors |= named(f"{name}.{part}", getattr(numbers, part))
         return tensors
-    return named("runs", evidence.runs) | named("control", evidence.control) | named("coverage", evidence.coverage)
+    return named("own", evidence.own) | named("planted", evidence.planted)
 
 
 def evidence_of_tensors(
     tensors: dict[str, Tensor],  # as `evidence_tensors` gives them
     section: str,
+    weight: float,
     measure: str | None,
-    ks: tuple[int, ...],
 ) -> Evidence:
     "The evidence that has these numbers."
     def built(name, kind):
-        if not hasattr(kind, "_fields"): return tensors[name]
-        return kind(*(built(f"{name}.{part}", of) for part, of in kind.__annotations__.items()))
-    numbers = {name: built(name, kind) for name, kind in _KINDS.items() if any(t.startswith(name) for t in tensors)}
-    return Evidence(section, **numbers, measure=measure, ks=ks)
+        if kind is Tensor: return tensors[name]
+        return kind(*(built(f"{name}.{part}", Tensor) for part in kind._fields))
+
+    def answers(whose):
+        found = {}
+        for part, kind in KINDS.items():
+            if f"{whose}.{part}.{kind._fields[0]}" in tensors: found[part] = built(f"{whose}.{part}", kind)
+        return Answers(**found)
+    return Evidence(section, answers("own"), answers("planted"), weight, measure)
 
 # %% ../../nbs/7_report/72_report.ipynb #e4496cd9
-SCHEMA = 4  # of report.json; raised whenever a reader of the last one would misread it
-_FRAMES = ("table", "scores", "sections", "latents", "fit")
+SCHEMA = 5  # of report.json; raised whenever a reader of the last one would misread it
+_FRAMES = ("table", "scores", "sections", "latents", "fit", "values")
 _STYLE = (
     "body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "td,th{padding:.2em .6em;text-align:right;border-bottom:1px solid #ddd}img{max-width:100%}"
@@ -241,7 +282,7 @@ def _to_json(report: SageReport, numbers: bytes) -> str:
     "The report as JSON, beside a file with the numbers of its evidence."
     evidence = {}
     for name, some in report.evidence.items():
-        evidence[name] = [{"section": e.section, "measure": e.measure, "ks": e.ks} for e in some]
+        evidence[name] = [{"section": e.section, "weight": e.weight, "measure": e.measure} for e in some]
     data = {"schema": SCHEMA, **{name: _columns(getattr(report, name)) for name in _FRAMES},
             "settings": report.settings, "notes": report.notes, "evidence": evidence,
             "evidence_sha256": hashlib.sha256(numbers).hexdigest()}
@@ -287,7 +328,7 @@ def _load(folder: str | Path) -> SageReport:
         for i, e in enumerate(some):
             start = f"{name}|{i}|"
             mine = {key.removeprefix(start): x for key, x in tensors.items() if key.startswith(start)}
-            evidence[name].append(evidence_of_tensors(mine, e["section"], e["measure"], tuple(e["ks"])))
+            evidence[name].append(evidence_of_tensors(mine, e["section"], e["weight"], e["measure"]))
     frames = {name: pd.DataFrame(data[name]) for name in _FRAMES}
     frames["table"] = frames["table"].astype({"k": "Int64"})
     return SageReport(**frames, settings=data["settings"], notes=data["notes"], evidence=evidence)

@@ -183,6 +183,12 @@ class Decomposition:
         whole = self.latents.sum(1) + self.bias
         return whole if self.skip is None else whole + self.skip
 
+    def at(self, rows) -> "Decomposition":
+        "That of some prompts: a slice, a mask or an index tensor."
+        skip = None if self.skip is None else self.skip[rows]
+        return replace(self, latents=self.latents[rows], indices=self.indices[rows], bias=self.bias[rows],
+                       error=self.error[rows], origin=self.origin[rows], skip=skip)
+
     def by_latent(self) -> "Decomposition":
         "The same with one entry per latent, its tokens summed; entries left over are 0."
         size, empty = int(self.indices.max()) + 1, (self.latents == 0).all(-1)
@@ -354,10 +360,13 @@ def decompose(
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
     settings: ProjectionSettings = ProjectionSettings(),
     batch_size: int = 64,
+    by_latent: bool = False,  # one entry per latent, its tokens summed
 ) -> dict[Node, Decomposition]:
     "Each node's activation as latents + bias + error."
-    batches = [parts for _, parts in decompose_batches(model, prompts, nodes, saes, settings, batch_size)]
-    return {node: Decomposition.join([parts[node] for parts in batches]) for node in batches[0]}
+    parts = {}
+    for _, batch in decompose_batches(model, prompts, nodes, saes, settings, batch_size):
+        for node, part in batch.items(): parts.setdefault(node, []).append(part.by_latent() if by_latent else part)
+    return {node: Decomposition.join(some) for node, some in parts.items()}
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #0fd82bf6
 def _rebuilt(run: _Run, share: Share) -> Float[Tensor, "prompt d"]:

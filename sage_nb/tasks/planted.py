@@ -59,6 +59,7 @@ class Planted:
     model: object  # a HookedTransformer
     recipe: Recipe
     circuit: dict[str, frozenset[Node]]  # attribute -> the nodes that carry it to the answer
+    features: dict[str, Float[Tensor, "d_model"]]  # "word Anna", "place verb" … -> where in the stream it is written
 
     def task(self, n: int = 256, seed: int = 0) -> Task:
         "Prompts for the model."
@@ -75,7 +76,7 @@ class _Weights:
         for name, width in widths.items():
             self.part[name] = slice(start, start + width)
             start += width
-        self.eye = torch.eye(n_words)
+        self.eye, self.basis = torch.eye(n_words), torch.eye(start)  # a row for each entry of the stream
 
     def of(self, which: str, head: tuple[int, int]) -> Float[Tensor, "..."]:
         "W_Q, W_K, W_V or W_O of a (layer, head); d_model comes first, in W_O last."
@@ -124,6 +125,31 @@ def _write_decoy(weights, head, leak, generator):
     weights.write(head, "junk")
     weights.write(head, "answer", leak)
 
+# %% ../../nbs/2_tasks/25_planted.ipynb #4eb52a98
+def _random_turns(n: int, width: int, generator) -> Float[Tensor, "n width width"]:
+    return torch.linalg.qr(torch.randn(n, width, width, generator=generator)).Q
+
+
+def _turn(weights, generator):
+    "Turn the stream and every head at random."
+    tensors, weights.basis = weights.tensors, _random_turns(1, len(weights.basis), generator)[0]
+    for name in ("embed.W_E", "pos_embed.W_pos"): tensors[name] = tensors[name] @ weights.basis
+    tensors["unembed.W_U"] = weights.basis.T @ tensors["unembed.W_U"]
+    for layer in range(2):
+        queries, values = (_random_turns(4, len(weights.eye), generator) for _ in range(2))
+        for which, turn in (("Q", queries), ("K", queries), ("V", values)):
+            name = f"blocks.{layer}.attn.W_{which}"
+            tensors[name] = weights.basis.T @ tensors[name] @ turn
+        name = f"blocks.{layer}.attn.W_O"
+        tensors[name] = values.mT @ tensors[name] @ weights.basis
+
+
+def _features(weights, words) -> dict[str, Float[Tensor, "d_model"]]:
+    "The directions of all that the stream can hold."
+    named = {part: _PLACES if part == "place" else words for part in weights.part}
+    entries = {f"{part} {name}": weights.entry(part, i) for part in named for i, name in enumerate(named[part])}
+    return {name: weights.basis[entry] for name, entry in entries.items()}
+
 # %% ../../nbs/2_tasks/25_planted.ipynb #235271fd
 def _attention_only(n_words: int, d_vocab: int):
     "A HookedTransformer of two layers of attention, wide enough for the parts of the stream."
@@ -141,7 +167,8 @@ def _attention_only(n_words: int, d_vocab: int):
 def planted_circuit(
     sharpness: float = 15.0,  # attention score of the token that a head of the circuit looks at; the others have 0
     leak: float = 0.02,  # how much of what decoys copy goes into the answer
-    seed: int = 0,  # of the decoys
+    seed: int = 0,  # of the decoys, and of how all is turned
+    rotated: bool = False,  # whether the stream and the heads are turned at random
 ) -> Planted:
     "The hand-written transformer."
     if not sharpness > 0: raise ValueError(f"sharpness={sharpness!r} is not above 0: heads would look elsewhere")
@@ -157,9 +184,11 @@ def planted_circuit(
     weights.tensors["embed.W_E"][ids, weights.part["word"]] = weights.eye
     weights.tensors["pos_embed.W_pos"][:, weights.part["place"]] = torch.eye(len(_PLACES))
     weights.tensors["unembed.W_U"][weights.part["answer"], ids] = 10 * weights.eye
+    weights.tensors["unembed.b_U"][tokenizer.bos_token_id] = 1.0  # else logits of nothing answered are all rounding
     for head in product(range(2), range(4)):
         if head == _NOTER: _write_noter(weights, sharpness)
         elif head in _COPIERS: _write_copier(weights, head, words, sharpness)
         else: _write_decoy(weights, head, leak, generator)
+    if rotated: _turn(weights, generator)
     model.load_state_dict(weights.tensors, strict=False)  # the rest are buffers, such as the mask
-    return Planted(model.eval().requires_grad_(False), _recipe(), _circuit())
+    return Planted(model.eval().requires_grad_(False), _recipe(), _circuit(), _features(weights, words))
