@@ -56,7 +56,7 @@ def task(model): return load_task("ioi", model, n=384)
 
 
 @pytest.fixture(scope="session")
-def sections(model, task): return find_cross_sections(model, task, max_prompts=96, verbose=False)
+def sections(model, task): return find_cross_sections(model, task, max_prompts=64, verbose=False)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from sage_nb.tasks.task import load_task
 @pytest.mark.parametrize("sharpness,leak,seed", [(6, 0.0, 0), (15, 0.02, 1), (30, 0.05, 2)])
 def test_the_planted_circuit_is_returned_exactly(sharpness, leak, seed):
     planted = planted_circuit(sharpness, leak, seed)
-    found = find_cross_sections(planted.model, planted.task(160, seed), verbose=False)
+    found = find_cross_sections(planted.model, planted.task(96, seed), verbose=False)
     for attribute, circuit in planted.circuit.items():
         assert {node for s in found.of(attribute) for node in s.nodes} == circuit, attribute
 
@@ -42,10 +42,9 @@ CASES = [("tiny-gpt2", "agreement"), ("tiny-pythia", "pronoun"), ("tiny-gemma", 
 @pytest.mark.parametrize("name,recipe", CASES)
 def test_labels_by_lot_have_no_cross_section(name, recipe):
     model = load_model(name)
-    for seed in (0, 1):
-        task = load_task(random_labels(RECIPES[recipe]), model, n=48, seed=seed)
-        found = find_cross_sections(model, task, max_prompts=24, steps=1, verbose=False)
-        assert not len(found) and list(found.missing())
+    task = load_task(random_labels(RECIPES[recipe]), model, n=48)
+    found = find_cross_sections(model, task, max_prompts=24, steps=1, verbose=False)
+    assert not len(found) and list(found.missing())
 
 
 def effect_of_patching(model, task, section):
@@ -57,17 +56,17 @@ def effect_of_patching(model, task, section):
 
 
 def test_a_section_s_effects_are_those_of_patching_its_nodes_together(model, task, sections):
-    used = task.train[:96]
+    used = task.train[:64]
     for s in sections:
         assert s.effect.value == pytest.approx(effect_of_patching(model, used, s), abs=1e-5)
         assert s.curve[len(s.nodes)] == s.effect and max(s.curve) == 16 and list(s.curve) == sorted(s.curve)
 
 
 def test_what_was_found_is_measured_on_prompts_that_had_no_part_in_the_search(model, task, sections):
-    judges = task.test[:96]
+    judges = task.test[:64]
     for s in sections:
         assert s.held_out.value == pytest.approx(effect_of_patching(model, judges, s), abs=1e-5)
-        assert s.held_out.n == 96 and s.held_out != s.effect
+        assert s.held_out.n == 64 and s.held_out != s.effect
         assert f"{s.effect} in training, {s.held_out.value:.2f} held out;" in str(s)
     table = sections.table()
     assert table["held out"].tolist() == [s.held_out.value for s in sections]

@@ -60,7 +60,7 @@ def test_patching_a_stream_is_patching_it_where_the_next_layer_reads_it(random_m
 
 # One node at a time
 
-@pytest.mark.parametrize("batch_size", [1, 3, 20])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3, 20])
 def test_each_edit_alone_is_a_run_with_that_edit(random_model, random_task, batch_size):
     prompts, metric = random_task.prompts, random_task.metric("S")
     nodes = [Node(site, layer, None, position) for site in sites_of(random_model)

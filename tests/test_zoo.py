@@ -116,7 +116,7 @@ def test_twins_of_one_seed_are_equal_and_of_two_are_not(frozen, activations):
 @pytest.fixture
 def short(monkeypatch):
     "The recipe, with few activations and few steps; the hooks that are trained at, in order."
-    trained, train = [], zoo.train_sae
+    trained, train, fresh = [], zoo.train_sae, zoo._fresh_text
 
     def record(activations, kind, metadata, *args):
         trained.append(metadata["hook_name"])
@@ -124,6 +124,7 @@ def short(monkeypatch):
     monkeypatch.setitem(zoo.ZOO, "tiny-gpt2", ZooModel(4000, (ZooSAEs("z", "topk", 4096, ("encoder",)),)))
     monkeypatch.setattr(zoo, "DOCUMENTS", 256)
     monkeypatch.setattr(zoo.training_activations, "__defaults__", (256, 1))
+    monkeypatch.setattr(zoo, "_fresh_text", lambda model, documents: fresh(model, 8))
     monkeypatch.setattr(zoo, "train_sae", record)
     return trained
 
