@@ -16,6 +16,7 @@ from sae_lens import SAE
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from sae_kinds import NORMALISATIONS, Own
+from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
 import sage_nb.saes.codes as saes_room
@@ -26,7 +27,7 @@ from sage_nb.truth.features import Dictionary, Features
 from sage_nb.saes.adapters import ARCHITECTURES, TRANSCODERS, from_object, from_sae_lens, random_sae_lens
 from sage_nb.saes.codes import BlockEncoder, Codes, Pursuit, SparseSAE, to_codes
 from sage_nb.saes.sets import SAESet, embedded_saes, load_saes
-from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder, supervised_as_sae
+from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder, signs_apart, supervised_as_sae
 
 
 def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -382,6 +383,29 @@ def test_random_twins_are_made_alike_for_embedded_sets_and_own_ones():
     for sae, same in zip(saes, own):
         twin, twin_of_own = random_decoder(sae, x), random_decoder(same, x)
         assert torch.equal(twin.W_dec, twin_of_own.W_dec) and twin.digest == twin_of_own.digest
+
+
+# Components, and signs apart
+
+@pytest.mark.parametrize("k", [1, 5, 24])
+def test_components_are_scikit_learns(k):
+    g = torch.Generator().manual_seed(k)
+    x = torch.randn(200, 24, generator=g) * torch.linspace(0.2, 3, 24) + torch.randn(24, generator=g)
+    theirs, ours = PCA(k).fit(x.double().numpy()), pca_sae(x, k, "L0.z")
+    seen = torch.randn(30, 24, generator=g)
+    expected = theirs.inverse_transform(theirs.transform(seen.double().numpy()))
+    assert_close(ours.reconstruct(seen).double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_with_signs_apart_each_latent_is_two_of_which_one_is_on():
+    g = torch.Generator().manual_seed(0)
+    x, seen = torch.randn(200, 24, generator=g), torch.randn(30, 24, generator=g)
+    whole = pca_sae(x, 5, "L0.z")
+    apart = signs_apart(whole)
+    assert_close(apart.reconstruct(seen), whole.reconstruct(seen))
+    for mine, theirs in zip(apart.dense_encode(seen), whole.dense_encode(seen)):
+        for i, code in enumerate(theirs.tolist()):
+            assert (mine[i].item(), mine[5 + i].item()) == pytest.approx((max(code, 0), max(-code, 0)))
 
 
 # Digests
