@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..core.activations import (
     HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, n_heads, run_each)
+from ..core.cone import LogitDifference
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import intervals
 from ..core.models import require_model
@@ -46,9 +47,12 @@ class Contrast:
 
     def batches(self, size: int) -> Iterator["Contrast"]:
         "Consecutive parts."
-        for rows in self.prompts.slices(size):
-            def metric(logits, _, rows=rows): return self.metric(logits, rows)
-            yield Contrast(self.prompts[rows], self.cf[rows], metric)
+        for rows in self.prompts.slices(size): yield Contrast(self.prompts[rows], self.cf[rows], self.metric_of(rows))
+
+    def metric_of(self, part: slice) -> Metric:
+        "The metric of some of the prompts alone."
+        if isinstance(self.metric, LogitDifference): return self.metric[part]
+        return lambda logits, rows: self.metric(logits, part)
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #03fd6a53
 class Effects(NamedTuple):

@@ -6,17 +6,18 @@
 __all__ = ['CrossSection', 'CrossSections', 'JointEffects', 'shortest_prefix', 'find_cross_sections']
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #6aacfc3f
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from numbers import Integral
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.activations import HEAD_SITES, Node, capture, run
+from ..core.activations import HEAD_SITES, Node, capture, clean_run, run, run_several
+from ..core.cone import CleanRun
 from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
 from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, chosen_sites
@@ -129,20 +130,33 @@ class JointEffects:
     contrast: Contrast
     there: dict[Node, Tensor]  # the counterfactuals' activations
     clean: Float[Tensor, "prompt"]  # the unpatched metric
+    unedited: CleanRun  # where runs start
     batch_size: int
 
     @classmethod
-    def of(cls, model, contrast: Contrast, nodes: Iterable[Node], batch_size: int = 64) -> "JointEffects":
+    def of(cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int = 64) -> "JointEffects":
         "Of any of the nodes."
         there = capture(model, contrast.cf, nodes, batch_size)
         clean = run(model, contrast.prompts, contrast.metric, batch_size=batch_size)
-        return cls(model, contrast, there, clean, batch_size)
+        unedited = clean_run(model, contrast.prompts, {node.layer for node in nodes}, batch_size)
+        return cls(model, contrast, there, clean, unedited, batch_size)
 
-    def share(self, nodes: Iterable[Node]) -> Estimate:
-        "The effect of patching the nodes together, as a share of the mean clean metric."
-        edits = {node: self.there[node] for node in nodes}
-        patched = run(self.model, self.contrast.prompts, self.contrast.metric, edits, self.batch_size)
-        return interval(Effects(self.clean, (patched - self.clean)[:, None]), Effects.share)
+    def shares(self, sets: Iterable[Sequence[Node]]) -> list[Estimate]:
+        "The effects of patching the nodes of each set together, as shares of the mean clean metric."
+        sets, effects = list(sets), []
+        edits = [{node: self.there[node] for node in nodes} for nodes in sets if nodes]
+        prompts, metric = self.contrast.prompts, self.contrast.metric
+        patched = run_several(self.model, prompts, metric, edits, self.batch_size, self.unedited) if edits else None
+        columns = iter(() if patched is None else patched.unbind(1))
+        for nodes in sets:
+            change = next(columns) - self.clean if nodes else torch.zeros_like(self.clean)
+            effects.append(interval(Effects(self.clean, change[:, None]), Effects.share))
+        return effects
+
+    def share(self, nodes: Sequence[Node]) -> Estimate:
+        "The effect of patching some nodes together."
+        effect, = self.shares([nodes])
+        return effect
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #86293ddd
 def _doubling(n: int) -> list[int]:
@@ -155,6 +169,44 @@ def _check_shares(coverage, min_effect):
     proportion("min_effect", min_effect)
 
 
+def _prefix_search(n: int, coverage: float, min_effect: float) -> Generator[list[int], dict[int, Estimate], int]:
+    "Yields lengths to be tried, is sent their effects, and returns the length that was sought and all that was tried."
+    tried = yield [*{1, n}]
+    if max(abs(tried[1].value), abs(tried[n].value)) < min_effect: return n, tried
+    doubling = _doubling(n)
+    more = [length for length in doubling if length not in tried]
+    if more: tried |= yield more
+    low, high = 1, max(doubling, key=lambda length: abs(tried[length].value))
+    sign, target = 1 if tried[high].value > 0 else -1, coverage * abs(tried[high].value)
+    while low < high:
+        middle = (low + high) // 2
+        if middle not in tried: tried |= yield [middle]
+        if sign * tried[middle].value >= target: high = middle
+        else: low = middle + 1
+    return high, dict(sorted(tried.items()))
+
+
+def _prefixes(
+    groups: Sequence[Sequence[Node]],  # each ranked
+    effects: Callable[[list[Sequence[Node]]], list[Estimate]],  # of some sets of nodes
+    coverage: float,
+    min_effect: float,
+) -> list[tuple[tuple[Node, ...], dict[int, Estimate]]]:
+    "The shortest prefix of each group; all groups ask for what they need next together."
+    searches = [_prefix_search(len(ranked), coverage, min_effect) for ranked in groups]
+    asked, found = {i: next(search) for i, search in enumerate(searches)}, {}
+    while asked:
+        sets = [(i, length) for i, lengths in asked.items() for length in lengths]
+        said = dict(zip(sets, effects([groups[i][:length] for i, length in sets])))
+        for i, lengths in list(asked.items()):
+            try: asked[i] = searches[i].send({length: said[i, length] for length in lengths})
+            except StopIteration as end:
+                length, tried = end.value
+                found[i] = tuple(groups[i][:length]), tried
+                del asked[i]
+    return [found[i] for i in range(len(groups))]
+
+
 def shortest_prefix(
     ranked: Sequence[Node],  # most important first
     effect: Callable[[Sequence[Node]], Estimate],
@@ -164,20 +216,8 @@ def shortest_prefix(
     "The shortest prefix that comes to `coverage` of the group's reach."
     _check_shares(coverage, min_effect)
     if not len(ranked): raise ValueError("there is no node to take a prefix of; give at least one")
-    tried = {}
-
-    def value(length):
-        if length not in tried: tried[length] = effect(ranked[:length])
-        return tried[length].value
-
-    if max(abs(value(1)), abs(value(len(ranked)))) < min_effect: return tuple(ranked), tried
-    low, high = 1, max(_doubling(len(ranked)), key=lambda length: abs(value(length)))
-    sign, target = 1 if value(high) > 0 else -1, coverage * abs(value(high))
-    while low < high:
-        middle = (low + high) // 2
-        if sign * value(middle) >= target: high = middle
-        else: low = middle + 1
-    return tuple(ranked[:high]), dict(sorted(tried.items()))
+    prefix, = _prefixes([ranked], lambda sets: [effect(nodes) for nodes in sets], coverage, min_effect)
+    return prefix
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #558f550b
 @dataclass(frozen=True)
@@ -199,6 +239,24 @@ class _Settings:
 
 
 @dataclass(frozen=True)
+class _Shared:
+    "What the searches for all attributes have in common."
+    clean: dict[str, Float[Tensor, "prompt"]]  # attribute -> the unpatched metric
+    unedited: CleanRun
+    neutral: dict[Node, Tensor] | None  # activations on the neutral counterfactuals, where the task has them
+
+    @classmethod
+    def of(cls, model, task: Task, attributes: list[str], nodes: list[Node], batch_size: int) -> "_Shared":
+        metrics, neutral = [task.metric(attribute) for attribute in attributes], None
+
+        def look(logits, rows): return torch.stack([metric(logits, rows) for metric in metrics], 1)
+        clean = run(model, task.prompts, look, batch_size=batch_size)
+        unedited = clean_run(model, task.prompts, {node.layer for node in nodes}, batch_size)
+        if task.neutral is not None: neutral = capture(model, task.neutral.prompts, nodes, batch_size)
+        return cls(dict(zip(attributes, clean.unbind(1))), unedited, neutral)
+
+
+@dataclass(frozen=True)
 class _Search:
     "What it takes to judge any group of nodes for one attribute."
     scores: NodeScores
@@ -207,27 +265,36 @@ class _Search:
     settings: _Settings
 
     @classmethod
-    def of(cls, model, task: Task, attribute: str, settings: _Settings, batch_size: int) -> "_Search":
-        nodes, contrast = all_nodes(model, task.prompts.positions, settings.sites), Contrast.of(task, attribute)
+    def of(cls, model, task: Task, attribute: str, nodes, shared: _Shared, settings, batch_size: int) -> "_Search":
+        contrast, neutral = Contrast.of(task, attribute), None
         scores = attribution_patching(model, task, attribute, nodes, settings.steps, settings.qk_fix, batch_size)
-        joint, neutral = JointEffects.of(model, contrast, nodes, batch_size), None
-        if task.neutral is not None:
-            neutral = JointEffects.of(model, replace(contrast, cf=task.neutral.prompts), nodes, batch_size)
+        there = capture(model, contrast.cf, nodes, batch_size)
+        joint = JointEffects(model, contrast, there, shared.clean[attribute], shared.unedited, batch_size)
+        if shared.neutral is not None: neutral = replace(joint, there=shared.neutral)
         return cls(scores, joint, neutral, settings)
 
-    def candidate(self, site: str, position: str) -> CrossSection:
-        "The prefix of a group that may be a cross-section, if it has no fault."
-        score = dict(zip(self.scores.nodes, self.scores.share.tolist()))
-        group = [node for node in score if (node.site, node.position) == (site, position)]
-        ranked = sorted(group, key=lambda node: -abs(score[node]))
-        nodes, curve = shortest_prefix(ranked, self.joint.share, self.settings.coverage, self.settings.min_effect)
-        noise = self.noise(nodes, curve[len(nodes)])
-        return CrossSection(self.scores.attribute, site, position, nodes, tuple(score[n] for n in nodes), curve, noise)
+    def candidates(self) -> list[CrossSection]:
+        "Of each site and position, the prefix of its group that may be a cross-section, if it has no fault."
+        score, groups = dict(zip(self.scores.nodes, self.scores.share.tolist())), {}
+        for node in sorted(score, key=lambda node: -abs(score[node])):
+            groups.setdefault((node.site, node.position), []).append(node)
+        order = list(dict.fromkeys((node.site, node.position) for node in score))
+        coverage, least = self.settings.coverage, self.settings.min_effect
+        prefixes = _prefixes([groups[place] for place in order], self.joint.shares, coverage, least)
+        noise, some = self.noise(prefixes), []
+        for (site, position), (nodes, curve), floor in zip(order, prefixes, noise):
+            scores = tuple(score[node] for node in nodes)
+            some.append(CrossSection(self.scores.attribute, site, position, nodes, scores, curve, floor))
+        return some
 
-    def noise(self, nodes: Sequence[Node], effect: Estimate) -> Estimate:
+    def noise(self, prefixes) -> list[Estimate]:
         "What the neutral counterfactuals do at the same nodes; 0 where that does not decide."
-        decides = self.neutral is not None and abs(effect.value) >= self.settings.min_effect
-        return self.neutral.share(nodes) if decides else Estimate(0.0, 0.0, 0.0, effect.n)
+        effects, least = [curve[len(nodes)] for nodes, curve in prefixes], self.settings.min_effect
+        none = [Estimate(0.0, 0.0, 0.0, effect.n) for effect in effects]
+        if self.neutral is None: return none
+        decides = [abs(effect.value) >= least for effect in effects]
+        asked = iter(self.neutral.shares([nodes for (nodes, _), matters in zip(prefixes, decides) if matters]))
+        return [next(asked) if matters else nothing for matters, nothing in zip(decides, none)]
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #461945f2
 def _require_accuracy(model, task: Task, min_accuracy: float, batch_size: int) -> float:
@@ -259,8 +326,9 @@ def _judged(model, task: Task, kept: list[CrossSection], max_prompts: int, batch
     if len(judges) < 2: return kept
     for attribute in dict.fromkeys(s.attribute for s in kept):
         nodes = [node for s in kept if s.attribute == attribute for node in s.nodes]
-        joint[attribute] = JointEffects.of(model, Contrast.of(judges, attribute), nodes, batch_size)
-    return [replace(s, held_out=joint[s.attribute].share(s.nodes)) for s in kept]
+        effects = JointEffects.of(model, Contrast.of(judges, attribute), nodes, batch_size)
+        joint[attribute] = iter(effects.shares(s.nodes for s in kept if s.attribute == attribute))
+    return [replace(s, held_out=next(joint[s.attribute])) for s in kept]
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #52bad87a
 def find_cross_sections(
@@ -285,16 +353,12 @@ def find_cross_sections(
     attributes = chosen_names("attribute", have if attributes is None else attributes, have)
     examined(model).require(sites=[*sites, "resid_pre"])  # where gradients start
     accuracy = _require_accuracy(model, used, min_accuracy, batch_size)
-    groups = list(product(settings.sites, task.prompts.positions))
-    bar = tqdm(total=len(attributes) * len(groups), desc="cross-sections", disable=not verbose, leave=False)
-    candidates, scores = [], {}
-    for attribute in attributes:
-        search = _Search.of(model, used, attribute, settings, batch_size)
+    nodes, candidates, scores = all_nodes(model, task.prompts.positions, settings.sites), [], {}
+    shared = _Shared.of(model, used, attributes, nodes, batch_size)
+    for attribute in tqdm(attributes, desc="cross-sections", disable=not verbose, leave=False):
+        search = _Search.of(model, used, attribute, nodes, shared, settings, batch_size)
         scores[attribute] = search.scores
-        for site, position in groups:
-            candidates.append(search.candidate(site, position))
-            bar.update()
-    bar.close()
+        candidates += search.candidates()
     kept = [candidate for candidate in candidates if not candidate.fault(min_effect)]
     kept.sort(key=lambda section: (attributes.index(section.attribute), -abs(section.effect.value)))
     kept, dropped = _judged(model, task, kept, max_prompts, batch_size), _table_of_dropped(candidates, min_effect)

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..core.activations import Node, capture, count_passes, remembered
+from ..core.activations import Node, capture, clean_run, count_passes, remembered
 from ..core.attention import key_head
 from ..core.doctor import Diagnosis, examined
 from ..core.intervals import Estimate, intervals
@@ -258,20 +258,22 @@ def _capture_once(model, task: Task, sections: Sequence[CrossSection], sets: Seq
     "Let `remembered` have all that the trials of one attribute read of the true runs, in one pass of each prompt."
     nodes = dict.fromkeys(node for section in sections for node in section.nodes)
     needed = [node for saes in sets for node in reads(model, nodes, saes, settings.projection)]
-    lowest = [Node("resid_pre", min(node.layer for node in section.nodes)) for section in sections]  # where runs start
     counterfactual = task.test.counterfactual(sections[0].attribute)
     for prompts in (task.test.prompts, counterfactual.prompts, task.train.prompts):
-        capture(model, prompts, dict.fromkeys([*nodes, *lowest, *needed]), settings.batch_size)
+        capture(model, prompts, dict.fromkeys([*nodes, *needed]), settings.batch_size)
 
 
 def _benches(model, task: Task, sections, truth: Dictionaries, sets, settings: Settings) -> Iterator[Workbench]:
     "Every cross-section set up, one after the other; the clean run is made once."
-    clean, captured = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=settings.batch_size), set()
+    size, captured = settings.batch_size, set()
+    clean = outcomes(model, task.test, [None, *task.counterfactuals], batch_size=size)
+    lowest = {min(node.layer for node in section.nodes) for section in sections}
+    unedited = clean_run(model, task.test.prompts, lowest, size)
     for section in sections:
         same = [other for other in sections if other.attribute == section.attribute]
         if section.attribute not in captured: _capture_once(model, task, same, sets, settings)
         captured.add(section.attribute)
-        yield set_up(model, task, section, truth, settings.batch_size, clean)
+        yield set_up(model, task, section, truth, size, clean, unedited)
 
 
 def _require_one(trials: Sequence[SectionTrial]) -> None:

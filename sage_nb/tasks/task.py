@@ -10,7 +10,7 @@ __all__ = ['Counterfactual', 'Task', 'row_numbers', 'build_task', 'load_task', '
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.activations import Prompts, run
+from ..core.cone import LogitDifference
 from ..core.intervals import interval
 from ..core.models import require_model, tokenizer_hash
 from .builtin import RECIPES
@@ -497,14 +498,10 @@ def require_task(
 def metric(
     self: Task,
     attribute: str | None = None,  # compare with the distractors of its counterfactual; None is the task's own
-) -> Callable[[Float[Tensor, "batch d_vocab"], slice], Float[Tensor, "batch"]]:
+) -> LogitDifference:
     "The logit difference as a function of END logits and rows, for `run` and `gradients`."
     wrong = self.distractors if attribute is None else self.counterfactual(attribute).distractors
-
-    def logit_difference(logits, rows):
-        def of(ids): return logits.gather(1, ids[rows, None].to(logits.device))[:, 0]
-        return of(self.answers) - of(wrong)
-    return logit_difference
+    return LogitDifference(self.answers, wrong)
 
 # %% ../../nbs/2_tasks/24_task.ipynb #7a707a16
 def cramers_v(

@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.activations import Node, capture, run
+from ..core.activations import Node, capture, clean_run, run
+from ..core.cone import CleanRun
 from ..core.intervals import Estimate, interval
 from ..discovery.sections import CrossSection
 from ..tasks.task import Counterfactual, Task
@@ -37,7 +38,7 @@ def outcomes(
     attributes: list[str | None],  # whose distractors the answer is compared with; None is the task's own; or only one
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # activations to put in
     batch_size: int = 64,
-    start: dict[Node, Float[Tensor, "prompt pos d_model"]] | None = None,  # where the run starts, as of `run`
+    start: CleanRun | None = None,  # of the same prompts: only what the edits can reach is computed
 ) -> dict[str | None, Outcome]:
     "One run of the model, as each attribute sees it."
     if attributes is None or isinstance(attributes, str): attributes = [attributes]
@@ -71,7 +72,7 @@ class Workbench:
     counterfactual: Counterfactual  # of the section's attribute
     goal: dict[Node, Float[Tensor, "prompt d"]]  # the nodes' activations on the counterfactual prompts
     target: Outcome  # with those in the section
-    stream: dict[Node, Float[Tensor, "prompt pos d_model"]]  # unedited, before the section's lowest layer
+    unedited: CleanRun  # where runs start
 
     @property
     def means(self) -> dict[Node, Float[Tensor, "prompt d"]]:
@@ -83,19 +84,14 @@ class Workbench:
         "How much mean ablation costs, as a share of the clean metric."
         return interval(_Ablation(self.clean, self.ablated), lambda m: 1 - m.ablated / m.clean)
 
-    def start(self, values: Iterable[Node]) -> dict[Node, Tensor] | None:
-        "Where a run with these activations put in may start: at the section's lowest layer, if none lies below."
-        (before,) = self.stream
-        return self.stream if min((node.layer for node in values), default=0) >= before.layer else None
-
     def metric(self, values: dict[Node, Float[Tensor, "prompt d"]]) -> Float[Tensor, "prompt"]:
         "The task's metric with these activations in the section."
-        return run(self.model, self.task.prompts, self.task.metric(), values, self.batch_size, self.start(values))
+        return run(self.model, self.task.prompts, self.task.metric(), values, self.batch_size, self.unedited)
 
     def outcome(self, values: dict[Node, Float[Tensor, "prompt d"]]) -> Outcome:
         "What the section's attribute sees with these activations in the section."
         attribute = self.section.attribute
-        return outcomes(self.model, self.task, [attribute], values, self.batch_size, self.start(values))[attribute]
+        return outcomes(self.model, self.task, [attribute], values, self.batch_size, self.unedited)[attribute]
 
     @cached_property
     def editing(self) -> "Workbench":
@@ -133,6 +129,7 @@ def set_up(
     truth: Dictionaries,
     batch_size: int = 64,
     clean: dict[str | None, Outcome] | None = None,  # the clean run of the held-out prompts, if made already
+    unedited: CleanRun | None = None,  # what is kept of it, from layers down to the section's lowest
 ) -> Workbench:
     "A cross-section on held-out prompts, captured and run."
     _check_asked(task, section, truth, clean)
@@ -141,16 +138,15 @@ def set_up(
     test, attribute = task.test, section.attribute
     clean = clean or outcomes(model, test, [None, attribute], batch_size=batch_size)
     counterfactual = test.counterfactual(attribute)
-    before = Node("resid_pre", min(node.layer for node in section.nodes))
-    acts = capture(model, test.prompts, [*section.nodes, before], batch_size)
-    stream = {before: acts[before]}
-    acts = {node: acts[node] for node in section.nodes}
+    lowest = min(node.layer for node in section.nodes)
+    unedited = unedited or clean_run(model, test.prompts, [lowest], batch_size)
+    acts = capture(model, test.prompts, section.nodes, batch_size)
     goal = capture(model, counterfactual.prompts, section.nodes, batch_size)
     means = {node: truth[node].mean.expand_as(x) for node, x in acts.items()}
-    ablated = run(model, test.prompts, test.metric(), means, batch_size, stream)
-    target = outcomes(model, test, [attribute], goal, batch_size, stream)[attribute]
+    ablated = run(model, test.prompts, test.metric(), means, batch_size, unedited)
+    target = outcomes(model, test, [attribute], goal, batch_size, unedited)[attribute]
     return Workbench(model, test, section, truth, batch_size, acts, clean[None].metric, ablated, clean[attribute],
-                     counterfactual, goal, target, stream)
+                     counterfactual, goal, target, unedited)
 
 
 @patch
@@ -161,7 +157,7 @@ def at(self: Workbench, rows) -> Workbench:
     return replace(
         self, task=self.task[rows], clean=self.clean[rows], ablated=self.ablated[rows],
         acts=acts(self.acts), goal=acts(self.goal), counterfactual=self.counterfactual[rows],
-        untouched=outcome(self.untouched), target=outcome(self.target), stream=acts(self.stream))
+        untouched=outcome(self.untouched), target=outcome(self.target), unedited=self.unedited[rows])
 
 # %% ../../nbs/4_truth/43_runs.ipynb #8db5480a
 def run_in_turn(
