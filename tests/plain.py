@@ -22,9 +22,21 @@ def patched(model, task, values, i):
         return model(task.prompts.tokens[i : i + 1])[0, task.prompts.positions["END"][i]]
 
 
-def run_share(bench):
-    "The share of the model's layers that a run on the section needs: it starts at the section's lowest."
-    return 1 - min(node.layer for node in bench.section.nodes) / bench.model.cfg.n_layers
+def run_cost(bench, rows=None):
+    "What running some prompts on the section costs, in whole prompts: its layers up, its tokens from the first to END."
+    prompts, nodes = bench.task.prompts if rows is None else bench.task.prompts[rows], bench.section.nodes
+    if not len(prompts): return 0.0
+    widest, n_pos = 0, prompts.tokens.shape[1]
+    for i, end in enumerate(prompts.positions["END"].tolist()):
+        first = min(prompts.positions[node.position][i].item() for node in nodes)
+        widest = max(widest, end - first + 1)
+    layers = 1 - min(node.layer for node in nodes) / bench.model.cfg.n_layers
+    return len(prompts) * layers * widest / n_pos
+
+
+def read_share(bench):
+    "The share of the model's layers that reading the section's nodes takes."
+    return (max(node.layer for node in bench.section.nodes) + 1) / bench.model.cfg.n_layers
 
 
 def nearest(truth, acts, attribute):

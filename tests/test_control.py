@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plain import added, kept_share, patched, plain_readable, run_share
+from plain import added, kept_share, patched, plain_readable, read_share, run_cost
 from torch.testing import assert_close
 
 from sage_nb.core.activations import Node, Prompts, capture, count_passes
@@ -197,7 +197,7 @@ def test_latents_are_read_of_counterfactuals_only_where_asked(benches, topk):
     with count_passes(bench.model, n) as passes: both = read_latents(bench, topk)
     small = replace(bench, batch_size=7)
     with count_passes(bench.model, n) as half: alone = read_latents(small, topk, counterfactuals=False)
-    assert (passes.forward, half.forward) == (2, 1)
+    assert (passes.forward, half.forward) == (2 * read_share(bench), read_share(bench))
     assert alone.counterfactual is None
     assert set(alone.source) == set(both.source) == set(both.counterfactual) == set(nodes)
     for node in nodes:
@@ -333,10 +333,10 @@ def test_every_prompt_is_run_only_when_its_edit_has_changed(benches, controls, t
     saved = []
     for name, bench in benches.items():
         edits, n = find_edits(bench, read_latents(bench, topk)), len(bench.task)
-        runs = new_steps(edits, KS).sum().item()
-        share = run_share(bench)  # of the runs and the skyline; nodes are seen twice
-        assert controls[name].passes == pytest.approx((runs + n) / n * share + 2)
-        saved.append(len(KS) * n - runs)
+        steps = new_steps(edits, KS)
+        runs = sum(run_cost(bench, rows) for rows in steps) + run_cost(bench)  # the last is the skyline
+        assert controls[name].passes == pytest.approx(runs / n + 2 * read_share(bench)), "nodes are seen twice"
+        saved.append(len(KS) * n - steps.sum().item())
         made = controls[name].methods[topk.name]
         for j, k in enumerate(KS):
             outcome = bench.outcome({node: e.edit(bench.acts[node], k) for node, e in edits.items()})
@@ -354,7 +354,8 @@ def test_no_step_no_run(benches):
         steps = (bench.goal[node] - x)[:, None] * made[..., None] / 2
         edits[node] = LatentEdits(steps, torch.where(made, 5, -1), 0 * made.long(), made, 0.25 * made)
     with count_passes(bench.model, 1) as passes: outcomes = run_edits(bench, edits, (1, 2, 4))
-    assert passes.forward == 3 * run_share(bench)
+    steps = [1, 2], [], [2]  # of 1, 2 and 4 moves
+    assert passes.forward == pytest.approx(sum(run_cost(bench, rows) for rows in steps))
     halfway = bench.outcome({node: (x + bench.goal[node]) / 2 for node, x in bench.acts.items()})
     expected = [[bench.untouched.metric[0]] * 3, [halfway.metric[1]] * 3,
                 [halfway.metric[2], halfway.metric[2], bench.target.metric[2]]]
@@ -369,21 +370,21 @@ def test_no_step_no_run(benches):
 def test_the_supervised_edit_and_the_target_are_run_once_per_bench(model, part, sections, truth, topk):
     section, n = named(sections, "IO:v@IO"), len(part.test)
     with count_passes(model, n) as passes: bench = set_up(model, part, section, truth)
-    share = run_share(bench)
-    assert passes.forward == 3 + 2 * share < 5, "clean, and two captures; ablated, target"
+    share, reading = run_cost(bench) / n, read_share(bench)
+    assert passes.forward == pytest.approx(2 + 2 * reading + 2 * share), "clean twice, two captures; ablated, target"
     with count_passes(model, n) as passes: certify(bench)
-    assert passes.forward == 3 * share, "two for test 1, one for the supervised edit"
+    assert passes.forward == pytest.approx(3 * share), "two for test 1, one for the supervised edit"
     with count_passes(model, n) as passes: alone = control(bench, [])
     assert passes.forward == alone.passes == 0
     edits = find_edits(bench, read_latents(bench, topk))
     with count_passes(model, n) as passes: beside = control(bench, [topk])
-    runs = new_steps(edits, KS).sum().item()
-    assert passes.forward == beside.passes == pytest.approx(2 + runs / n * share)
+    runs = sum(run_cost(bench, rows) for rows in new_steps(edits, KS))
+    assert passes.forward == beside.passes == pytest.approx(2 * reading + runs / n)
     assert torch.equal(alone.skyline.metric, beside.skyline.metric)
     other = fresh(bench)
     with count_passes(model, n) as passes: control(other, [])
     with count_passes(model, n) as again: certify(other)
-    assert (passes.forward, again.forward) == (share, 2 * share), "whichever comes first"
+    assert (passes.forward, again.forward) == pytest.approx((share, 2 * share)), "whichever comes first"
 
 
 def test_smaller_k_do_not_depend_on_larger_ones(benches, controls, topk):

@@ -81,7 +81,7 @@ def test_a_task_without_held_out_prompts_has_effects_in_training_only():
     assert found.table()["held out"].isna().all()
 
 
-def test_held_out_effects_cost_two_passes_an_attribute_and_one_a_section(monkeypatch):
+def test_held_out_effects_cost_three_passes_an_attribute_and_the_reach_of_each_section(monkeypatch):
     planted = planted_circuit()
     task = planted.task(64)
     held_out = len(task.test) / len(task.train)  # one pass of the held-out prompts, in passes of the others
@@ -90,7 +90,13 @@ def test_held_out_effects_cost_two_passes_an_attribute_and_one_a_section(monkeyp
         found = find_cross_sections(planted.model, task, ["which", "second"], ["q", "z"], verbose=False)
     with count_passes(planted.model, len(task.train)) as alone:
         find_cross_sections(planted.model, task.train, ["which", "second"], ["q", "z"], verbose=False)
-    assert both.forward - alone.forward == pytest.approx((2 * 2 + len(found)) * held_out)
+    prompts, layers, patched = task.test.prompts, planted.model.cfg.n_layers, 0
+    for section in found:
+        width = (prompts.index("END") - prompts.index(section.position)).max() + 1  # tokens that are computed
+        patched += (1 - min(node.layer for node in section.nodes) / layers) * width / prompts.tokens.shape[1]
+    reading = sum(max(node.layer for s in found.of(a) for node in s.nodes) + 1 for a in found.scores) / layers
+    per_attribute = 2  # a clean metric, a clean run to start from
+    assert both.forward - alone.forward == pytest.approx((2 * per_attribute + reading + patched) * held_out)
     assert both.backward == alone.backward
 
 
@@ -127,7 +133,11 @@ def test_passes_are_counted_by_prompts_and_blocks(random_model):
     nodes = [Node("z", 0, 0, "END"), Node("z", 2, 1, "END"), Node("v", 3, 0, "IO")]
     with count_passes(random_model, 6) as exact:
         exact_patching(random_model, task, "IO", nodes, batch_size=4)
-    counterfactuals, clean, patched = 1, 1, (4 + 2 + 1) / 4  # from layers 0, 2 and 3 on, of 4
+    counterfactuals, clean, n_pos = 1, 1, task.prompts.tokens.shape[1]
+    patched = (4 + 2) / 4 / n_pos  # from layers 0 and 2 on, of 4, at END alone
+    for some in (task[:4], task[4:]):  # from layer 3 on, and in each batch as many tokens as the longest way to END
+        width = (some.prompts.index("END") - some.prompts.index("IO")).max().item() + 1
+        patched += 1 / 4 * width / n_pos * len(some) / 6
     assert exact.forward == pytest.approx(counterfactuals + clean + patched) and exact.backward == 0
     with count_passes(random_model, 6) as atp:
         attribution_patching(random_model, task, "IO", nodes, qk_fix=True, batch_size=4)

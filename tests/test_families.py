@@ -8,8 +8,9 @@ from families import nodes_of, off, off_evaluated, off_exact, off_fixed, off_ide
 from torch.testing import assert_close
 
 from sage_nb.core import attention
-from sage_nb.core.activations import HEAD_SITES, Node, capture, run
+from sage_nb.core.activations import HEAD_SITES, Node, capture, clean_run, run
 from sage_nb.core.attention import Attention, UnknownAttention, require_mixture
+from sage_nb.core.cone import LogitDifference, can_narrow, why_whole
 from sage_nb.core.doctor import EXPERIMENTS, doctor
 from sage_nb.core.models import load_model
 from sage_nb.core.sublayers import require_identity
@@ -221,3 +222,28 @@ def test_cross_sections_without_the_qk_fix_say_so(stubborn, task, model):
         find_cross_sections(stubborn, few, qk_fix=True, **how)
     fixed = find_cross_sections(model, few, **how)
     assert (fixed.settings["qk_fix"], fixed.scores["IO"].method, fixed.notes) == (True, "AtP + QK", [])
+
+
+# Some tokens of a run
+
+@each_known
+def test_every_family_computes_some_tokens_as_it_computes_all(family, kind):
+    model, there = getattr(make(family), kind), contrast()
+    assert why_whole(model) is None and can_narrow(model)
+    prompts, metric = there.prompts, LogitDifference(torch.tensor([5, 6, 7, 8]), torch.tensor([9, 3, 4, 5]))
+    clean, sites = clean_run(model, prompts), [s for s in (*HEAD_SITES, "mlp_out") if s in sites_of(model)]
+    for site in sites:
+        for layer, position in ((0, "A"), (1, "END"), (1, "A")):
+            node = Node(site, layer, 0 if site in HEAD_SITES else None, position)
+            edits = capture(model, there.cf, [node])
+            whole = run(model, prompts, lambda logits, rows: metric(logits, rows), edits)
+            assert_close(run(model, prompts, metric, edits, start=clean), whole, rtol=1e-5, atol=2e-5)
+
+
+def test_a_model_with_linear_attention_computes_all_tokens_and_says_why():
+    model, prompts = make("qwen-3.5").bridge, contrast().prompts
+    clean = clean_run(model, prompts)
+    assert clean.whole == why_whole(model) and "Error" in clean.whole
+    node = Node("mlp_out", 1, None, "END")
+    edits = {node: torch.randn(4, model.cfg.d_model, generator=torch.Generator().manual_seed(0))}
+    assert_close(run(model, prompts, None, edits, start=clean), run(model, prompts, None, edits), rtol=1e-5, atol=1e-5)

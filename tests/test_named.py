@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from plain import PlainUnits, kept_share, patched, plain_readable, run_share
+from plain import PlainUnits, kept_share, patched, plain_readable, run_cost
 from torch.testing import assert_close
 
 from sage_nb.core.activations import count_passes
@@ -94,14 +94,15 @@ def test_edits_by_name_equal_edits_made_one_prompt_at_a_time(benches, readings, 
 
 def test_a_prompt_is_run_only_when_its_edit_has_changed(benches, readings, plain, train):
     for name, bench in benches.items():
-        runs = 0
+        changed = []
         for i in range(FEW):
             before = {node: x[i] for node, x in bench.acts.items()}
-            for acts in plain_steps(bench, plain[name], i):
-                runs += any((acts[node] - before[node]).abs().max() > 1e-6 for node in acts)
+            for step, acts in enumerate(plain_steps(bench, plain[name], i)):
+                if any((acts[node] - before[node]).abs().max() > 1e-6 for node in acts): changed.append((step, i))
                 before = acts
+        steps = [[i for other, i in changed if other == step] for step in range(len(NAMED_KS))]
         with count_passes(bench.model, FEW) as passes: run_named(bench, readings[name], train)
-        assert passes.forward == pytest.approx(runs / FEW * run_share(bench))
+        assert passes.forward == pytest.approx(sum(run_cost(bench, rows) for rows in steps) / FEW)
 
 
 def read_rightly(some, i, old, new):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
 from sage_nb.core.activations import HEAD_SITES, SITES, Node, Prompts
-from sage_nb.core.activations import capture, differentiate, gradients, hooked, run, run_each
+from sage_nb.core.activations import capture, clean_run, differentiate, gradients, hooked, run, run_each, run_several
 from sage_nb.core.attention import n_heads
 from sage_nb.discovery.attribution import all_nodes, attribution_patching, exact_patching
 from sage_nb.tasks.task import load_task
@@ -77,20 +77,39 @@ def test_each_edit_alone_is_a_run_with_that_edit(random_model, random_task, batc
 
 # Capture, run and gradients
 
+@pytest.mark.parametrize("position", ["S2", "END", "IO", None])
 @pytest.mark.parametrize("site", SITES)
-def test_a_run_may_start_where_it_is_edited_first(random_model, random_task, site):
+def test_what_an_edit_can_reach_is_what_the_whole_run_says(random_model, random_task, site, position):
     if site not in sites_of(random_model): pytest.skip(f"{type(random_model).__name__} has no {site}")
-    prompts, metric = random_task.prompts, random_task.metric()
-    clean = run(random_model, prompts, metric)
-    for layer in range(1, random_model.cfg.n_layers):
-        start = capture(random_model, prompts, [Node("resid_pre", layer)])
-        head, layers = 0 if site in HEAD_SITES else None, range(layer, random_model.cfg.n_layers)
-        nodes = [Node(site, at, head, "S2") for at in layers]
+    prompts, metric, last = random_task.prompts, random_task.metric(), random_model.cfg.n_layers - 1
+    head, clean = 0 if site in HEAD_SITES else None, clean_run(random_model, prompts)
+    assert clean.whole is None, "nothing but whole runs is tried here"
+    for layer in (0, 2, last):
+        nodes = [Node(site, at, head, position) for at in {layer, last}]
         edits = capture(random_model, random_task.counterfactual("S").prompts, nodes)
-        whole = run(random_model, prompts, metric, edits)
+        whole, logits = (run(random_model, prompts, m, edits) for m in (metric, None))
+        if layer == 0 and position != "IO":  # elsewhere some edits reach nothing
+            assert (whole - run(random_model, prompts, metric)).abs().max() > 1e-5
         for batch_size in (3, 64):
-            assert_close(run(random_model, prompts, metric, edits, batch_size, start), whole, rtol=1e-5, atol=1e-5)
-        assert_close(run(random_model, prompts, metric), clean)  # all as before
+            assert_close(run(random_model, prompts, metric, edits, batch_size, clean), whole, rtol=1e-5, atol=1e-5)
+        assert_close(run(random_model, prompts, None, edits, start=clean), logits, rtol=1e-5, atol=1e-5)
+        keyless = clean.without_keys()
+        assert_close(run(random_model, prompts, metric, edits, start=keyless), whole, rtol=1e-5, atol=1e-5)
+        few = torch.tensor([4, 1])
+        some = {node: x[few] for node, x in edits.items()}
+        assert_close(run(random_model, prompts[few], metric[few], some, start=clean[few]), whole[few], rtol=1e-5, atol=1e-5)
+    assert_close(run(random_model, prompts, metric), metric(random_model(prompts.tokens)[
+        torch.arange(len(prompts)), prompts.index("END")], slice(None)))  # all as before
+
+
+def test_several_sets_of_edits_are_as_many_runs(random_model, random_task):
+    prompts, metric = random_task.prompts, random_task.metric("S")
+    nodes = [Node("z", 1, 0, "END"), Node("v", 0, 1, "S2"), Node("k", 2, 0, "IO"), Node("z", 3, 1, "END")]
+    there = capture(random_model, random_task.counterfactual("S").prompts, nodes)
+    sets = [{n: there[n] for n in some} for some in (nodes[:1], nodes[1:3], nodes, nodes[3:], nodes[:1])]
+    alone = torch.stack([run(random_model, prompts, metric, edits) for edits in sets], 1)
+    for start, batch_size in ((None, 64), (clean_run(random_model, prompts), 64), (None, 3)):
+        assert_close(run_several(random_model, prompts, metric, sets, batch_size, start), alone, rtol=1e-5, atol=1e-5)
 
 
 def test_capture_equals_run_with_cache(random_model, random_task):

@@ -6,7 +6,7 @@
 __all__ = ['CleanLayer', 'CleanRun', 'gather_tokens', 'share_of_tokens', 'uncounted', 'skipping', 'computing', 'outputs_of',
            'why_whole', 'recording', 'joined', 'LogitDifference', 'unembedding_only', 'can_narrow']
 
-# %% ../../nbs/1_core/11_cone.ipynb #5ac8b410
+# %% ../../nbs/1_core/11_cone.ipynb #affe1010
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% ../../nbs/1_core/11_cone.ipynb #64f6cfdd
+# %% ../../nbs/1_core/11_cone.ipynb #206013c3
 @dataclass(frozen=True)
 class CleanLayer:
     "What one block was given in a clean run."
@@ -77,7 +77,7 @@ class CleanRun:
         starts = ", ".join(map(str, self.starts))
         return f"CleanRun({len(self)} prompts, from layers {starts}, {tokens}, {self.nbytes / 2**20:.1f} MiB)"
 
-# %% ../../nbs/1_core/11_cone.ipynb #df4ccd23
+# %% ../../nbs/1_core/11_cone.ipynb #ef2ecb64
 _CACHES = ("past_key_values", "layer_past", "past_kv_cache_entry")  # what blocks call their cache
 _BY_TOKEN = {"position_embeddings": 1, "position_ids": 1, "cache_position": 1}  # argument -> where its tokens are
 
@@ -118,7 +118,7 @@ def _called_with(model, change):
             stack.callback(handle.remove)
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #f147a21b
+# %% ../../nbs/1_core/11_cone.ipynb #4cff0ce5
 class _Listening:
     "A cache that is empty, and notes the keys and values of a run."
 
@@ -157,7 +157,7 @@ def _listening(model, starts: Sequence[int], keys: bool) -> Iterator[dict[int, C
         cache = caches[number]
         noted[number] = replace(noted[number], keys=cache.keys, values=cache.values)
 
-# %% ../../nbs/1_core/11_cone.ipynb #1b9ba554
+# %% ../../nbs/1_core/11_cone.ipynb #a82f3577
 def gather_tokens(
     x: Tensor,  # with prompts first, or 1 for all
     tokens: Int[Tensor, "prompt token"],
@@ -210,7 +210,7 @@ def _at_tokens(clean: CleanLayer, given: dict, n_pos: int, tokens, stream) -> di
         given["attention_mask"] = _seen(clean.given.get("attention_mask"), n_pos, tokens, stream)
     return given
 
-# %% ../../nbs/1_core/11_cone.ipynb #b849a91f
+# %% ../../nbs/1_core/11_cone.ipynb #dc689eb2
 @contextmanager
 def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     "Within it, the attention of a HookedTransformer takes its tokens for those of whole prompts."
@@ -229,7 +229,7 @@ def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     finally:
         for name in ("_make_causal_mask", "apply_rotary"): del vars(attn)[name]
 
-# %% ../../nbs/1_core/11_cone.ipynb #af3bd71a
+# %% ../../nbs/1_core/11_cone.ipynb #05d02c5d
 _share: ContextVar[float] = ContextVar("share", default=1.0)
 
 
@@ -294,7 +294,7 @@ def computing(
             stack.enter_context(_counted_as(tokens.shape[1] / n_pos))
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #0d2a8f6a
+# %% ../../nbs/1_core/11_cone.ipynb #6392b165
 _outputs: WeakKeyDictionary = WeakKeyDictionary()  # model -> things that its blocks return
 _reasons: WeakKeyDictionary = WeakKeyDictionary()  # model -> why it computes all tokens, or None
 
@@ -309,7 +309,8 @@ def outputs_of(model, tokens: Int[Tensor, "prompt pos"]) -> int:
         found = []
         def look(block, args, output): found.append(len(output) if isinstance(output, tuple) else 0)
         handle = model.blocks[0].register_forward_hook(look)
-        try: _call(model, tokens[:1])
+        try:
+            with uncounted(): _call(model, tokens[:1])
         finally: handle.remove()
         _outputs[model] = found[0]
     return _outputs[model]
@@ -347,7 +348,7 @@ def why_whole(
         _reasons[model] = reason
     return _reasons[model]
 
-# %% ../../nbs/1_core/11_cone.ipynb #732caaa2
+# %% ../../nbs/1_core/11_cone.ipynb #b1a58bf5
 @contextmanager
 def recording(
     model,
@@ -373,7 +374,7 @@ def joined(runs: Sequence[CleanRun]) -> CleanRun:
         layers[number] = replace(first, **parts)
     return replace(runs[0], tokens=torch.cat([run.tokens for run in runs]), layers=layers)
 
-# %% ../../nbs/1_core/11_cone.ipynb #75827f5b
+# %% ../../nbs/1_core/11_cone.ipynb #eca56e11
 @dataclass(frozen=True)
 class LogitDifference:
     "A metric: the logit of one token minus that of another."
@@ -396,7 +397,7 @@ class LogitDifference:
         right, wrong = logits.gather(1, self.tokens(rows).to(logits.device)).unbind(1)
         return right - wrong
 
-# %% ../../nbs/1_core/11_cone.ipynb #2435d2dd
+# %% ../../nbs/1_core/11_cone.ipynb #fd8fcb67
 def _unembedding(model) -> tuple[object, Tensor, Tensor | None]:
     "What unembeds, its rows by token, and its bias."
     part = getattr(model.unembed, "original_component", model.unembed)
@@ -414,6 +415,7 @@ def unembedding_only(
     tokens = tokens.to(rows.device)
 
     def forward(x: Float[Tensor, "prompt pos d_model"]) -> Float[Tensor, "prompt pos some"]:
+        if hasattr(part, "hook_in"): x = part.hook_in(x)  # what hides the method hides its hook
         logits = einsum(x, rows[tokens], "prompt pos d_model, prompt some d_model -> prompt pos some")
         return logits if bias is None else logits + bias[tokens][:, None]
     vars(part)["forward"] = forward  # hides the method of the class
