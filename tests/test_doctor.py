@@ -371,7 +371,7 @@ def test_the_report_has_it(model, task, sections, truth, sae_sets, tmp_path):
     saes = sae_sets["tiny-gpt2-res-topk"]
     report = evaluation.evaluate(model, task, some, truth, saes, tests=(1,), twins=False, progress=False)
     assert report.diagnosis == replace(examined(model), seconds=None)
-    assert str(report).splitlines()[-1] == "doctor: 20 of 20 checks ok"
+    assert str(report).splitlines()[-1] == "doctor: 21 of 21 checks ok"
     report.save(tmp_path, page=False)
     again = SageReport.load(tmp_path)
     assert again.diagnosis == report.diagnosis and again.diagnosis.line in again._repr_html_()
@@ -409,4 +409,4 @@ def test_the_command_ends_with_1_where_a_check_failed(tmp_path, capsys):
     assert main(["doctor", str(tmp_path / "mine")]) == 1
     out, err = capsys.readouterr()
     assert "it has more tokens than the model" in out
-    assert err.splitlines()[-1] == f"sage_nb: model {str(tmp_path / 'mine')!r} failed 1 of 20 checks: tokenizer"
+    assert err.splitlines()[-1] == f"sage_nb: model {str(tmp_path / 'mine')!r} failed 1 of 21 checks: tokenizer"

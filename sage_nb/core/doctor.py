@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .activations import (
     HEAD_SITES, SITES, Node, Prompts, SilentHooks, absence, capture, hooked, remembered, run, run_each)
+from .cone import can_narrow, why_whole
 from .digest import written
 from .models import require_model
 from .sublayers import identity_errors
@@ -479,6 +480,12 @@ def _causal(exam: _Examination, name: str) -> Check:
     return _figure(name, _apart(_centred(there), _centred(here)), exam.limit,
                    "tokens look at what comes behind them: only causal language models can be evaluated")
 
+
+def _some_tokens(exam: _Examination, name: str) -> Check:
+    reason = why_whole(exam.model, exam.prompts.tokens)
+    if reason: return Check(name, "not applicable", found=f"edited runs compute all tokens: {reason.splitlines()[0]}")
+    return Check(name, "ok", found="" if can_narrow(exam.model) else "each run computes the logits of all words")
+
 # %% ../../nbs/1_core/17_doctor.ipynb #1d1fe1de
 _WORSE = 0.5  # nats per token: more than that, and prompts start in a way that the model does not know
 
@@ -550,7 +557,7 @@ _CHECKS: dict[str, Callable[[_Examination, str], Check]] = {
     "edits add up": _edits_add_up, "stream": _stream,
     **dict.fromkeys(("q", "k", "v", "z", "attn_out", "pattern"), _identity),
     "transformers": _transformers, "repeatable": _repeatable, "read at END": _read_at_end, "batch size": _batch_size,
-    "right padding": _right_padding, "causal": _causal, "tokenizer": _tokenizer, "bos": _starts}
+    "right padding": _right_padding, "causal": _causal, "some tokens": _some_tokens, "tokenizer": _tokenizer, "bos": _starts}
 
 
 def _made(exam: _Examination, name: str) -> Check:
