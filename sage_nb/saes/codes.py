@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'CENTRED', 'NORMALISATIONS', 'Codes', 'to_codes', 'widen', 'BlockEncoder', 'Pursuit',
-           'Normalised', 'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE', 'remembered_codes',
-           'latents_of']
+           'RoundsPursuit', 'Normalised', 'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE',
+           'remembered_codes', 'latents_of']
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
@@ -154,6 +154,56 @@ class Pursuit:
             if self.threshold > 0: done = done | (rest.norm(dim=-1) < self.threshold)
             if done.all(): break
         return _largest(Codes(indices, values))
+
+# %% ../../nbs/5_saes/51_codes.ipynb #ecb672f9
+@dataclass(frozen=True)
+class RoundsPursuit:
+    "Matching pursuit that looks through the whole decoder in a few rounds only."
+    W_dec: Float[Tensor, "latent d_in"]
+    b_dec: Float[Tensor, "d_in"]  # subtracted first
+    steps: int  # most latents chosen
+    rounds: int = 4
+
+    def __post_init__(self):
+        for name in ("steps", "rounds"): _check_count(name, getattr(self, name))
+
+    @property
+    def share(self) -> int:
+        "Latents chosen in a round."
+        return -(-self.steps // self.rounds)
+
+    def pool(self, rest: Float[Tensor, "token d_in"]) -> Codes:
+        "The latents of largest inner product with each row, five for each that is chosen and 64 at least."
+        size, blocks = max(64, 5 * self.share), []
+        for start, W in zip(range(0, len(self.W_dec), LATENT_BLOCK), self.W_dec.split(LATENT_BLOCK)):
+            best = (rest @ widen(W, rest.dtype).T).topk(min(size, len(W)), dim=-1, sorted=False)
+            blocks.append(Codes(best.indices + start, best.values))
+        indices, values = (torch.cat([block[i] for block in blocks], -1) for i in (0, 1))
+        best = values.topk(min(size, values.shape[-1]), dim=-1, sorted=False)
+        return Codes(indices.gather(-1, best.indices), best.values)
+
+    def _round(self, rest, taken: Int[Tensor, "token latent"], steps: int) -> tuple[Codes, Tensor]:
+        "Some more latents, none of which was taken before, and what they leave."
+        pool, rows = self.pool(rest), torch.arange(len(rest), device=rest.device)
+        W = widen(self.W_dec[pool.indices], rest.dtype)
+        alike, amounts = W @ W.mT, torch.zeros_like(pool.values)
+        common = pool.values.masked_fill((pool.indices[..., None] == taken[:, None]).any(-1), -torch.inf)
+        for _ in range(steps):
+            amount, slot = common.max(-1)
+            amount = amount.relu()
+            amounts[rows, slot] += amount
+            common = common - amount[:, None] * alike[rows, slot]
+        return Codes(pool.indices, amounts), rest - (amounts[:, None] @ W)[:, 0]
+
+    def __call__(self, x: Float[Tensor, "token d_in"]) -> Codes:
+        rest, indices, values = x - self.b_dec, [], []
+        taken = torch.full((len(x), 1), -1, device=x.device)  # no latent
+        for start in range(0, self.steps, self.share):
+            codes, rest = self._round(rest, taken, min(self.share, self.steps - start))
+            taken = torch.cat([taken, codes.indices.masked_fill(codes.values == 0, -1)], -1)
+            indices.append(codes.indices)
+            values.append(codes.values)
+        return _largest(Codes(torch.cat(indices, -1), torch.cat(values, -1)))
 
 # %% ../../nbs/5_saes/51_codes.ipynb #6d2174f9
 CENTRED = "centred"
@@ -318,7 +368,7 @@ class SparseSAE:
 @depends_on.register
 def _(sae: SparseSAE): return sae.digest,
 
-# %% ../../nbs/5_saes/51_codes.ipynb #7d8efd68
+# %% ../../nbs/5_saes/51_codes.ipynb #4d245245
 class _Rows(NamedTuple):
     "Codes of some activations, without what fills their rows up."
     indices: Int[Tensor, "entry"]
@@ -347,7 +397,7 @@ class _Rows(NamedTuple):
         indices[on], values[on] = self.indices[entry].long(), self.values[entry]
         return Codes(indices, values, **{name: x[rows] for name, x in self.extras.items()})
 
-# %% ../../nbs/5_saes/51_codes.ipynb #315a85a5
+# %% ../../nbs/5_saes/51_codes.ipynb #ffd04627
 class _Memory:
     "Codes that were made, by the SAE and the digest of what it encoded."
 
@@ -455,7 +505,7 @@ def encode(
 @patch
 def _encode_all(self: SparseSAE, tokens, chunk: int | None):
     "The codes of some tokens, a few at a time."
-    in_blocks = isinstance(self.encoder, (BlockEncoder, Pursuit))
+    in_blocks = isinstance(self.encoder, (BlockEncoder, Pursuit, RoundsPursuit))
     formed = min(self.d_sae, LATENT_BLOCK) if in_blocks else self.d_sae
     codes = _joined([self._encode(some) for some in tokens.split(chunk or max(MOST_FORMED // formed, 1))])
     if not in_blocks: self._check_latents(codes)
