@@ -61,11 +61,14 @@ def trained(sae_sets):
     return sets[0]
 
 
-def counting(saes, calls):
-    "The same SAEs, which count in `calls` how often each encodes, by its place."
+def row_bytes(x): return [row.tobytes() for row in x.flatten(0, -2).numpy()]
+
+
+def counting(saes, encoded):
+    "The same SAEs, which add to `encoded` what each encodes, by its place."
     def counted(sae):
         def encode(x):
-            calls[sae.node] += 1
+            encoded[sae.node].update(row_bytes(x))
             return sae.encoder(x)
         return replace(sae, encoder=encode)
     return replace(saes, saes={place: counted(sae) for place, sae in saes.saes.items()})
@@ -73,14 +76,12 @@ def counting(saes, calls):
 
 @pytest.fixture(scope="module")
 def evaluated(model, part, io_sections, truth, trained):
-    "A report, and how often each SAE's encoder was called for it, its check before the tests left out."
-    calls, nodes = Counter(), [node for section in io_sections for node in section.nodes]
-    saes = counting(trained, calls)
-    check_saes(model, part, saes, nodes)
-    in_check = Counter(calls)
-    report = evaluate(model, part, io_sections, truth, saes, ks=(1, 4), twins=False, progress=False)
-    calls.subtract(in_check + in_check)
-    return report, calls
+    "A report; how often each SAE was given each activation for it; and the same of its check alone."
+    nodes = [node for section in io_sections for node in section.nodes]
+    in_check, encoded = ({sae.node: Counter() for sae in trained} for _ in range(2))
+    check_saes(model, part, counting(trained, in_check), nodes)
+    saes = counting(trained, encoded)
+    return evaluate(model, part, io_sections, truth, saes, ks=(1, 4), twins=False, progress=False), encoded, in_check
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +201,31 @@ def test_two_evaluations_are_identical(model, part, values, truth, trained):
 
 # What an evaluation costs
 
-def batches(n, size=64): return -(-n // size)
+def activations_needed(model, prompts, sections):
+    "By place, what its SAE must encode of some prompts: all tokens up to END for z, one for each other node."
+    needed = {}
+    for node in {node for section in sections for node in section.nodes}:
+        place = Node("resid_pre", node.layer)
+        x = capture(model, prompts, [place])[place]
+        end = prompts.index(node.position)
+        rows = [x[i, : end[i] + 1] if node.site == "z" else x[i, end[i]][None] for i in range(len(x))]
+        needed.setdefault(place, set()).update(row_bytes(torch.cat(rows)))
+    return needed
 
 
-def test_each_set_is_encoded_once_per_section_and_set_of_prompts(evaluated, part, io_sections):
-    "The held-out prompts, their counterfactuals and the training prompts, by the SAE of each layer of the section."
-    once, expected = 2 * batches(len(part.test)) + batches(len(part.train)), Counter()
-    for section in io_sections:
-        for layer in {node.layer for node in section.nodes}: expected[Node("resid_pre", layer)] += once
-    _, calls = evaluated
-    assert +calls == expected
+def test_each_activation_is_encoded_once_and_only_what_is_needed(evaluated, model, part, io_sections):
+    "Held-out prompts, their counterfactuals and training prompts, over all sections, tests and the check."
+    _, encoded, in_check = evaluated
+    expected, every = {}, [part.test.prompts, part.test.counterfactual("IO").prompts, part.train.prompts]
+    for prompts in every:
+        for place, rows in activations_needed(model, prompts, io_sections).items():
+            expected.setdefault(place, set()).update(rows)
+    assert len(expected) > 1 and {place for place, rows in encoded.items() if rows} == set(expected)
+    for place, rows in expected.items():
+        assert set(encoded[place].values()) == {1}, f"{place} encodes an activation twice"
+        assert set(encoded[place]) - set(in_check[place]) == rows - set(in_check[place])
+        tokens = sum(prompts.tokens.numel() for prompts in every)
+        assert len(rows) < tokens, "many tokens stand behind END, or are the same as in another prompt"
 
 
 def cost_of_changes(bench, steps, before=None):

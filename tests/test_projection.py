@@ -409,6 +409,39 @@ def test_one_entry_per_latent_keeps_the_sum(random_model):
             for key in got: assert_close(got[key], expected[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", [ProjectionSettings(), ProjectionSettings("recomputed", "recomputed"),
+                                 ProjectionSettings(route="write")], ids=["frozen", "recomputed", "write"])
+def test_summed_before_or_after_it_is_projected_a_latent_adds_the_same(random_model, how):
+    prompts, saes = load_task("ioi", random_model, n=24)[:5].prompts, random_saes()
+    nodes = [Node("z", 2, 1, "END"), Node("attn_out", 2, None, "END"), Node("mlp_out", 2, None, "END")]
+    if how.route == "read": nodes.append(Node("q", 1, 0, "S2"))
+    apart, merged = (decompose(random_model, prompts, nodes, saes, how, 3, by_latent) for by_latent in (False, True))
+    for node in nodes:
+        after, before = apart[node].by_latent(), merged[node]
+        for name in ("bias", "error", "reconstruction"):
+            assert_close(getattr(before, name), getattr(after, name), rtol=1e-4, atol=1e-5)
+        for p in range(len(prompts)):
+            on = [part.latents[p].ne(0).any(-1) for part in (before, after)]
+            assert_close(before.indices[p][on[0]], after.indices[p][on[1]])
+            assert_close(before.origin[p][on[0]], after.origin[p][on[1]])
+            assert_close(before.latents[p][on[0]], after.latents[p][on[1]], rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_behind_every_node_are_not_encoded(random_model):
+    prompts, rows = load_task("ioi", random_model, n=24)[:5].prompts, []
+
+    def counted(sae):
+        def encode(x):
+            rows.append(len(x))
+            return sae.encoder(x)
+        return replace(sae, encoder=encode)
+    saes = random_saes()
+    saes = SAESet("counted", {place: counted(sae) for place, sae in saes.saes.items()})
+    decompose(random_model, prompts, [Node("z", 2, 1, "S2"), Node("z", 2, 0, "IO")], saes)
+    last = torch.maximum(prompts.index("S2"), prompts.index("IO"))
+    assert sum(rows) == (last + 1).sum() < prompts.tokens.numel()
+
+
 # Memory
 
 class Largest(TorchDispatchMode):

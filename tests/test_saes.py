@@ -25,7 +25,8 @@ from sage_nb.core.digest import digest_of
 from sage_nb.core.models import EMBEDDED
 from sage_nb.truth.features import Dictionary, Features
 from sage_nb.saes.adapters import ARCHITECTURES, TRANSCODERS, from_object, from_sae_lens, random_sae_lens
-from sage_nb.saes.codes import BlockEncoder, Codes, Pursuit, SparseSAE, to_codes
+from sage_nb.saes.codes import (
+    BlockEncoder, Codes, Pursuit, RoundsPursuit, SparseSAE, TranscoderInput, remembered_codes, to_codes)
 from sage_nb.saes.sets import SAESet, embedded_saes, load_saes
 from sage_nb.saes.baselines import identity_sae, pca_sae, random_decoder, signs_apart, supervised_as_sae
 
@@ -383,6 +384,102 @@ def test_random_twins_are_made_alike_for_embedded_sets_and_own_ones():
     for sae, same in zip(saes, own):
         twin, twin_of_own = random_decoder(sae, x), random_decoder(same, x)
         assert torch.equal(twin.W_dec, twin_of_own.W_dec) and twin.digest == twin_of_own.digest
+
+
+def topk_of(d_sae):
+    W = draw(d_sae, 48)
+    encoder = BlockEncoder(lambda x, part: (x @ W[part].T).relu(), d_sae, k=20)
+    return SparseSAE("L0.resid_pre", W, torch.zeros(48), encoder)
+
+
+def test_the_twin_of_a_large_sae_is_as_hard_to_beat_as_if_it_chose_one_by_one():
+    x, twin = draw(90, 48, seed=1), random_decoder(topk_of(6000), draw(90, 48, seed=1))
+    assert isinstance(twin.encoder, RoundsPursuit)
+    assert not isinstance(random_decoder(topk_of(4000), x).encoder, RoundsPursuit)
+    one_by_one = Pursuit(twin.W_dec, 20)(x - twin.b_dec)
+    left = [(x - sae_x).square().sum() for sae_x in (twin.reconstruct(x), twin.decode(one_by_one))]
+    assert twin.encode(x).l0 > 19 and left[0] < 1.02 * left[1] < 0.5 * x.square().sum()
+
+
+def plain_rounds(W, x, steps, rounds):
+    "One token: in each round, pursuit among the directions that have most in common with what is left."
+    share, rest, codes = -(-steps // rounds), x.clone(), {}
+    for start in range(0, steps, share):
+        common = W @ rest
+        pool = [i for i in common.argsort(descending=True)[: max(64, 5 * share)].tolist() if i not in codes]
+        now = {}
+        for _ in range(min(share, steps - start)):
+            best = max(pool, key=lambda i: (W[i] @ rest).item())
+            amount = (W[best] @ rest).relu()
+            rest = rest - amount * W[best]
+            now[best] = now.get(best, 0) + amount.item()
+        codes |= {i: amount for i, amount in now.items() if amount}
+    return codes
+
+
+@pytest.mark.parametrize("steps,rounds", [(30, 4), (7, 2), (5, 5), (3, 9)])
+def test_rounds_of_pursuit_against_a_plain_loop(steps, rounds, monkeypatch):
+    W, x = torch.nn.functional.normalize(draw(500, 24), dim=-1), draw(12, 24, seed=1)
+    expected = [plain_rounds(W, row - 0.1, steps, rounds) for row in x]
+    for block in (2**14, 90):
+        monkeypatch.setattr(saes_room, "LATENT_BLOCK", block)
+        codes = RoundsPursuit(W, torch.full((24,), 0.1), steps, rounds)(x)
+        for indices, values, wanted in zip(codes.indices.tolist(), codes.values.tolist(), expected):
+            got = {i: value for i, value in zip(indices, values) if value}
+            assert got == pytest.approx(wanted, abs=1e-4)
+
+
+# What is remembered
+
+some_rows = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+
+
+@given(st.lists(some_rows, min_size=1, max_size=6), st.sampled_from([0, 4000, 2**30]))
+def test_remembered_codes_are_those_of_the_sae(asked, most):
+    "Whatever is asked in which order, and however much is kept; only the filling of rows may differ."
+    x, seen = 5 * draw(10, 16) + 2, []
+    plain = from_sae_lens(random_sae_lens("standard", "layer_norm"))
+
+    def watched(rows):
+        seen.append(len(rows))
+        return plain.encoder(rows)
+    watching = replace(plain, encoder=watched)
+    with remembered_codes(most):
+        for rows in asked:
+            ours, theirs = watching.encode(x[rows]), plain.encode(x[rows])
+            assert_close(watching.decode(ours), plain.decode(theirs), rtol=1e-5, atol=1e-5)
+            assert_close(ours.values[ours.values != 0], theirs.values[theirs.values != 0], rtol=1e-5, atol=1e-5)
+            assert_close(ours.indices[ours.values != 0], theirs.indices[theirs.values != 0])
+    if most == 2**30: assert sum(seen) == len({row for rows in asked for row in rows})
+
+
+def test_remembered_codes_of_a_transcoder_hold_what_it_passes_on():
+    reading = TranscoderInput("L0.mlp_in", 8, draw(16, 8, seed=3))
+    sae = SparseSAE("L0.mlp_out", draw(20, 16), draw(16), lambda x: x.repeat(1, 3)[:, :20].relu(), reading=reading)
+    x = draw(4, 5, 8)
+    with remembered_codes(): first, again = sae.encode(x), sae.encode(x[:, 2:])
+    assert_close(first.skip, sae.encode(x).skip)
+    assert_close(sae.decode(again), sae.reconstruct(x)[:, 2:])
+
+
+def test_what_is_remembered_is_of_one_sae_and_ends_with_the_block():
+    x, calls = draw(3, 16), []
+
+    def encoder(rows):
+        calls.append(len(rows))
+        return rows.relu()
+    first = SparseSAE("L0.resid_pre", torch.eye(16), torch.zeros(16), encoder)
+    second = replace(first, b_dec=torch.ones(16))
+    with remembered_codes():
+        for sae in (first, second, first): sae.encode(x)
+        with remembered_codes(): first.encode(x)
+        first.encode(x)
+    first.encode(x)
+    assert calls == [3, 3, 3, 3]
+    broken = replace(first, encoder=lambda rows: rows / 0)
+    with remembered_codes():
+        for _ in range(2):
+            with pytest.raises(ValueError, match="nan or infinite"): broken.encode(x)
 
 
 # Components, and signs apart

@@ -125,6 +125,7 @@ def activity(
     "Which latents are active at one of the nodes in each prompt."
     if isinstance(nodes, (str, Node)): raise TypeError(f"nodes={nodes!r} is a single node: put it in a list")
     builder, nodes = ActivityBuilder(min_share), [Node.of(node) for node in nodes]
-    for rows, decompositions in decompose_batches(model, prompts, nodes, saes, settings, batch_size):
-        for decomposition in decompositions.values(): builder.add(rows, decomposition.by_latent())
+    batches = decompose_batches(model, prompts, nodes, saes, settings, batch_size, by_latent=True)
+    for rows, decompositions in batches:
+        for decomposition in decompositions.values(): builder.add(rows, decomposition)
     return builder.build(len(prompts))

@@ -33,6 +33,7 @@ from ..measures.units import value_coverage
 from .reasons import section_reasons, value_reason
 from .report import COLUMNS, SageReport, worst_verdict
 from .trials import FLOOR, GREEDY_KS, IDENTITY, SectionTrial, Settings, baselines, try_section, twin_name
+from ..saes.codes import remembered_codes
 from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
 from ..saes.routes import sources
@@ -423,19 +424,21 @@ def evaluate(
     settings = Settings.of(tests, ProjectionSettings(scale, pattern, route), ks, criteria, batch_size)
     given = _given(saes)
     diagnosis = _diagnosed(model, sections, given)
-    figures, sets = _looked_at(model, task, sections, given, settings, force)
-    l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
-    tried = [*baselines(model, task, sets, l0, twins), *sets]
-    older = list(l0) if diagnostics else []
-    about = _provenance(model, task, sections, truth, settings)
-    about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force, "doctor": diagnosis.record()}
     trials = []
-    with remembered(), count_passes(model, len(task)) as passes:
-        benches = _benches(model, task, sections, truth, tried, settings)
-        for bench in tqdm(benches, "evaluate", len(sections), leave=False, disable=not progress):
-            trials.append(try_section(bench, task, tried, settings, older, list(l0)))
-            if not on_section or not _is_worth_a_report(trials, sections): continue
-            on_section(_report(model, task, trials, sections, figures, about))
+    with remembered_codes():
+        figures, sets = _looked_at(model, task, sections, given, settings, force)
+        l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
+        tried = [*baselines(model, task, sets, l0, twins), *sets]
+        older = list(l0) if diagnostics else []
+        about = _provenance(model, task, sections, truth, settings)
+        about |= {"saes": {s.name: _about(s, figures[s.name]) for s in sets}, "force": force,
+                  "doctor": diagnosis.record()}
+        with remembered(), count_passes(model, len(task)) as passes:
+            benches = _benches(model, task, sections, truth, tried, settings)
+            for bench in tqdm(benches, "evaluate", len(sections), leave=False, disable=not progress):
+                trials.append(try_section(bench, task, tried, settings, older, list(l0)))
+                if not on_section or not _is_worth_a_report(trials, sections): continue
+                on_section(_report(model, task, trials, sections, figures, about))
     _require_one(trials)
     about |= {"forward passes of the task's prompts": round(passes.forward, 2)}
     return _report(model, task, trials, sections, figures, about)

@@ -7,7 +7,7 @@ __all__ = ['pca_sae', 'identity_sae', 'signs_apart', 'random_decoder', 'supervis
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #81e74ef5
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.activations import Node
 from ..truth.features import Dictionary, Features
-from .codes import Codes, Pursuit, SparseSAE, normalised, widen
+from .codes import MOST_FORMED, Codes, Pursuit, RoundsPursuit, SparseSAE, normalised, widen
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #050e5c2c
 def _check_activations(x, what: str, least: int = 1):
@@ -75,6 +75,16 @@ def _generator_at(node: Node, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+_ONE_BY_ONE = 4096  # latents up to which a product with all of them, for each that is chosen, costs little
+
+
+def _pursuit(W_dec, b_dec, l0: int) -> Callable[[Tensor], Codes]:
+    "An encoder of random directions."
+    if len(W_dec) > _ONE_BY_ONE: return RoundsPursuit(W_dec, b_dec, l0)
+    pursuit = Pursuit(W_dec, l0)
+    return lambda x: pursuit(x - b_dec)
+
+
 def random_decoder(
     sae: SparseSAE,
     x: Float[Tensor, "token d_in"],  # for the number of active latents, and for the mean, which becomes b_dec
@@ -94,9 +104,8 @@ def random_decoder(
     W_dec = (W_dec / W_dec.norm(dim=-1, keepdim=True)).to(sae.W_dec)
     normalise = sae.normalise if sae.reading is None else "none"  # a transcoder's is of what it reads
     b_dec = normalised(x.to(W_dec.device, widen(W_dec).dtype), normalise)[0].mean(0)
-    pursuit = Pursuit(W_dec, l0)
     name, kind = f"{sae.name}, random decoder", "random decoder"
-    return SparseSAE(sae.node, W_dec, b_dec, lambda x: pursuit(x - b_dec), name, normalise, kind)
+    return SparseSAE(sae.node, W_dec, b_dec, _pursuit(W_dec, b_dec, l0), name, normalise, kind)
 
 # %% ../../nbs/5_saes/56_baselines.ipynb #cdfa50e2
 _Choice = dict[str, Int[Tensor, "prompt"]]  # attribute -> the index of the value chosen in each prompt
@@ -140,11 +149,9 @@ def _choose(x, lookups: Sequence[_Lookup], attribute: str, choice: _Choice) -> I
     changing = [f for f in ready if attribute in f.attributes]
     left = _left(x, [f for f in ready if attribute not in f.attributes], choice)
     (single,) = (f for f in lookups if f.attributes == (attribute,))
-    distances = []
-    for value in range(len(single.table)):
-        trial = choice | {attribute: torch.full((len(x),), value, device=x.device)}
-        distances.append(_left(left, changing, trial).square().sum(-1))
-    return torch.stack(distances).argmin(0)
+    trial = {a: values[:, None] for a, values in choice.items()}  # beside each, every value of the attribute
+    trial[attribute] = torch.arange(len(single.table), device=x.device)[None]
+    return _left(left[:, None], changing, trial).square().sum(-1).argmin(1)
 
 
 def _descend(x, lookups: Sequence[_Lookup], order: Sequence[str], rounds: int) -> _Choice:
@@ -171,8 +178,7 @@ class _Nearest:
         best = torch.stack([_left(x, lookups, choice).square().sum(-1) for choice in tried]).argmin(0)
         return {a: torch.stack([choice[a] for choice in tried]).gather(0, best[None])[0] for a in order}
 
-    def __call__(self, x: Float[Tensor, "prompt d"]) -> Codes:
-        lookups = [f.to(x) for f in self.lookups]
+    def _codes(self, x: Float[Tensor, "prompt d"], lookups: Sequence[_Lookup]) -> Codes:
         choice, start, indices, values = self.choose(x - self.mean.to(x), lookups), 0, [], []
         for features in lookups:
             rows = features.rows(choice)
@@ -180,6 +186,12 @@ class _Nearest:
             values.append((rows >= 0).to(x))
             start += len(features.vectors) - 1
         return Codes(torch.stack(indices, 1), torch.stack(values, 1))
+
+    def __call__(self, x: Float[Tensor, "prompt d"]) -> Codes:
+        lookups = [f.to(x) for f in self.lookups]
+        tried = max(len(f.vectors) for f in lookups) * x.shape[1]  # numbers formed for a prompt
+        parts = [self._codes(some, lookups) for some in x.split(max(MOST_FORMED // tried, 1))]
+        return Codes(*(torch.cat([part[i] for part in parts]) for i in (0, 1)))
 
 
 def supervised_as_sae(

@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'CENTRED', 'NORMALISATIONS', 'Codes', 'to_codes', 'widen', 'BlockEncoder', 'Pursuit',
-           'Normalised', 'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE', 'latents_of']
+           'RoundsPursuit', 'Normalised', 'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE',
+           'remembered_codes', 'latents_of']
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
@@ -39,6 +43,9 @@ class Codes(NamedTuple):
     def l0(self) -> float:
         "Mean number of active latents."
         return (self.values != 0).sum(-1).float().mean().item()
+
+
+_EXTRAS = ("scale", "shift", "skip")  # fields of codes that may be None
 
 
 def _largest(codes: Codes, k: int | None = None) -> Codes:
@@ -147,6 +154,56 @@ class Pursuit:
             if self.threshold > 0: done = done | (rest.norm(dim=-1) < self.threshold)
             if done.all(): break
         return _largest(Codes(indices, values))
+
+# %% ../../nbs/5_saes/51_codes.ipynb #ecb672f9
+@dataclass(frozen=True)
+class RoundsPursuit:
+    "Matching pursuit that looks through the whole decoder in a few rounds only."
+    W_dec: Float[Tensor, "latent d_in"]
+    b_dec: Float[Tensor, "d_in"]  # subtracted first
+    steps: int  # most latents chosen
+    rounds: int = 4
+
+    def __post_init__(self):
+        for name in ("steps", "rounds"): _check_count(name, getattr(self, name))
+
+    @property
+    def share(self) -> int:
+        "Latents chosen in a round."
+        return -(-self.steps // self.rounds)
+
+    def pool(self, rest: Float[Tensor, "token d_in"]) -> Codes:
+        "The latents of largest inner product with each row, five for each that is chosen and 64 at least."
+        size, blocks = max(64, 5 * self.share), []
+        for start, W in zip(range(0, len(self.W_dec), LATENT_BLOCK), self.W_dec.split(LATENT_BLOCK)):
+            best = (rest @ widen(W, rest.dtype).T).topk(min(size, len(W)), dim=-1, sorted=False)
+            blocks.append(Codes(best.indices + start, best.values))
+        indices, values = (torch.cat([block[i] for block in blocks], -1) for i in (0, 1))
+        best = values.topk(min(size, values.shape[-1]), dim=-1, sorted=False)
+        return Codes(indices.gather(-1, best.indices), best.values)
+
+    def _round(self, rest, taken: Int[Tensor, "token latent"], steps: int) -> tuple[Codes, Tensor]:
+        "Some more latents, none of which was taken before, and what they leave."
+        pool, rows = self.pool(rest), torch.arange(len(rest), device=rest.device)
+        W = widen(self.W_dec[pool.indices], rest.dtype)
+        alike, amounts = W @ W.mT, torch.zeros_like(pool.values)
+        common = pool.values.masked_fill((pool.indices[..., None] == taken[:, None]).any(-1), -torch.inf)
+        for _ in range(steps):
+            amount, slot = common.max(-1)
+            amount = amount.relu()
+            amounts[rows, slot] += amount
+            common = common - amount[:, None] * alike[rows, slot]
+        return Codes(pool.indices, amounts), rest - (amounts[:, None] @ W)[:, 0]
+
+    def __call__(self, x: Float[Tensor, "token d_in"]) -> Codes:
+        rest, indices, values = x - self.b_dec, [], []
+        taken = torch.full((len(x), 1), -1, device=x.device)  # no latent
+        for start in range(0, self.steps, self.share):
+            codes, rest = self._round(rest, taken, min(self.share, self.steps - start))
+            taken = torch.cat([taken, codes.indices.masked_fill(codes.values == 0, -1)], -1)
+            indices.append(codes.indices)
+            values.append(codes.values)
+        return _largest(Codes(torch.cat(indices, -1), torch.cat(values, -1)))
 
 # %% ../../nbs/5_saes/51_codes.ipynb #6d2174f9
 CENTRED = "centred"
@@ -311,6 +368,95 @@ class SparseSAE:
 @depends_on.register
 def _(sae: SparseSAE): return sae.digest,
 
+# %% ../../nbs/5_saes/51_codes.ipynb #4d245245
+class _Rows(NamedTuple):
+    "Codes of some activations, without what fills their rows up."
+    indices: Int[Tensor, "entry"]
+    values: Float[Tensor, "entry"]
+    first: Int[Tensor, "row"]  # where the entries of each row begin
+    count: Int[Tensor, "row"]
+    extras: dict[str, Tensor]  # scale, shift and skip, where there are any
+
+    @classmethod
+    def of(cls, codes: Codes) -> "_Rows":
+        on = codes.values != 0
+        count = on.sum(-1)
+        extras = {name: x for name, x in codes._asdict().items() if name in _EXTRAS and x is not None}
+        return cls(codes.indices[on].int(), codes.values[on], count.cumsum(0) - count, count, extras)
+
+    @property
+    def nbytes(self) -> int: return sum(x.nbytes for x in (*self[:4], *self.extras.values()))
+
+    def at(self, rows: Int[Tensor, "some"]) -> Codes:
+        "The codes of some rows."
+        first, count = self.first[rows], self.count[rows]
+        slot = torch.arange(max(int(count.max()), 1), device=count.device)
+        on = slot < count[:, None]
+        entry = (first[:, None] + slot)[on]
+        indices, values = slot.new_zeros(on.shape), self.values.new_zeros(on.shape)
+        indices[on], values[on] = self.indices[entry].long(), self.values[entry]
+        return Codes(indices, values, **{name: x[rows] for name, x in self.extras.items()})
+
+# %% ../../nbs/5_saes/51_codes.ipynb #ffd04627
+class _Memory:
+    "Codes that were made, by the SAE and the digest of what it encoded."
+
+    def __init__(self, most: int):
+        self.most = most  # bytes
+        self.size, self.made = 0, 0  # bytes; blocks ever
+        self.blocks: dict[int, tuple[SparseSAE, list[bytes], _Rows]] = {}  # oldest first
+        self.places: dict[SparseSAE, dict[bytes, tuple[int, int]]] = {}  # -> block, and row in it
+
+    def recall(self, sae: SparseSAE, tokens, encode: Callable[[Tensor], Codes]) -> Codes:
+        "The codes of some activations; only those that are new are encoded, each once."
+        self._forget()
+        places, keys = self.places.setdefault(sae, {}), _digests(tokens)
+        new = {key: row for row, key in enumerate(keys) if key not in places}
+        if new: self._keep(sae, list(new), encode(tokens[list(new.values())]))
+        block, row = torch.tensor([places[key] for key in keys]).unbind(1)
+        order = block.argsort(stable=True)
+        parts = [self.blocks[i][2].at(row[block == i].to(tokens.device)) for i in block.unique().tolist()]
+        back = order.argsort().to(tokens.device)
+        return Codes(*(None if part is None else part[back] for part in _joined(parts)))
+
+    def _keep(self, sae: SparseSAE, keys: list[bytes], codes: Codes):
+        block = sae, keys, _Rows.of(codes)
+        self.places[sae] |= {key: (self.made, row) for row, key in enumerate(keys)}
+        self.blocks[self.made] = block
+        self.size, self.made = self.size + _weight(block), self.made + 1
+
+    def _forget(self):
+        while self.size > self.most:
+            number = next(iter(self.blocks))
+            block = sae, keys, _ = self.blocks.pop(number)
+            for key in keys: del self.places[sae][key]
+            self.size -= _weight(block)
+
+
+def _digests(tokens: Float[Tensor, "token d"]) -> list[bytes]:
+    return [blake2b(row, digest_size=16).digest() for row in tokens.cpu().contiguous().numpy()]
+
+
+_PER_KEY = 200  # bytes that a digest and its place take, about
+
+
+def _weight(block) -> int:
+    "The bytes of a block and of its keys."
+    return block[2].nbytes + _PER_KEY * len(block[1])
+
+
+_memory: ContextVar[_Memory | None] = ContextVar("memory of codes", default=None)
+
+
+@contextmanager
+def remembered_codes(
+    most: int = 2**30,  # bytes to keep
+):
+    "Within it, an SAE encodes each activation once."
+    token = _memory.set(_Memory(most))
+    try: yield
+    finally: _memory.reset(token)
+
 # %% ../../nbs/5_saes/51_codes.ipynb #3f68e3a5
 def latents_of(
     said,  # what an encoder returned
@@ -337,7 +483,7 @@ def _joined(parts: list[Codes]) -> Codes:
     def filled(rows): return pad(rows, (0, width - rows.shape[-1]))
     indices = torch.cat([filled(part.indices) for part in parts])
     codes = Codes(indices, values=torch.cat([filled(part.values) for part in parts]))
-    extras = {name: [getattr(part, name) for part in parts] for name in ("scale", "shift", "skip")}
+    extras = {name: [getattr(part, name) for part in parts] for name in _EXTRAS}
     return codes._replace(**{name: torch.cat(some) for name, some in extras.items() if some[0] is not None})
 
 # %% ../../nbs/5_saes/51_codes.ipynb #ffea68e0
@@ -350,13 +496,21 @@ def encode(
 ) -> Codes:
     "Sparse codes of activations."
     self._check_input(x, chunk)
-    in_blocks = isinstance(self.encoder, (BlockEncoder, Pursuit))
+    tokens, memory = widen(x.to(self.W_dec.device), widen(self.b_dec).dtype).reshape(-1, self.d_read), _memory.get()
+    encode = partial(self._encode_all, chunk=chunk)
+    codes = encode(tokens) if memory is None or not len(tokens) else memory.recall(self, tokens, encode)
+    return Codes(*(None if part is None else part.reshape(*x.shape[:-1], part.shape[-1]) for part in codes))
+
+
+@patch
+def _encode_all(self: SparseSAE, tokens, chunk: int | None):
+    "The codes of some tokens, a few at a time."
+    in_blocks = isinstance(self.encoder, (BlockEncoder, Pursuit, RoundsPursuit))
     formed = min(self.d_sae, LATENT_BLOCK) if in_blocks else self.d_sae
-    tokens = widen(x.to(self.W_dec.device), widen(self.b_dec).dtype).reshape(-1, self.d_read)
     codes = _joined([self._encode(some) for some in tokens.split(chunk or max(MOST_FORMED // formed, 1))])
     if not in_blocks: self._check_latents(codes)
-    if not codes.values.isfinite().all(): raise ValueError(self._not_finite(x))
-    return Codes(*(None if part is None else part.reshape(*x.shape[:-1], part.shape[-1]) for part in codes))
+    if not codes.values.isfinite().all(): raise ValueError(self._not_finite(tokens))
+    return codes
 
 
 @patch

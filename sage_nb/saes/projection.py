@@ -34,12 +34,23 @@ class Projection:
         "What a vector at each token adds to the node, all tokens together."
         return self.heads(v).squeeze(1) if self.writer is None else self.writer.project(self.heads(v), self.out_scale)
 
-    def parts(self, v: Float[Tensor, "prompt token part d_model"]) -> Float[Tensor, "prompt token part d"]:
-        "What each of several vectors at each token adds to the node."
-        read = self.reader.project(v, self.scale.unsqueeze(2))
-        axes = "prompt head token, prompt token part head d_head -> prompt token part head d_head"
-        mixed = einsum(self.pattern, read, axes)
-        return mixed.squeeze(3) if self.writer is None else self.writer.project(mixed, self.out_scale[:, None, None])
+    def images(self, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "latent head d_head"]:
+        "What directions of the stream become at the heads, before a scale divides them and attention mixes them."
+        return self.reader.project(directions, 1.0)
+
+    def shares(self, weights: Float[Tensor, "prompt token part"]) -> Float[Tensor, "prompt token part head"]:
+        "How many times its image a direction adds to each head's output, if the stream holds it with these weights."
+        axes = "prompt token part, prompt head token -> prompt token part head"
+        return einsum(weights / self.scale, self.pattern, axes)
+
+    def parts(
+        self,
+        shares: Float[Tensor, "prompt part head"],
+        images: Float[Tensor, "prompt part head d_head"],
+    ) -> Float[Tensor, "prompt part d"]:
+        "What such directions add to the node."
+        mixed = shares.unsqueeze(-1) * images
+        return mixed.squeeze(2) if self.writer is None else self.writer.project(mixed, self.out_scale[:, None])
 
     @property
     def constant_heads(self) -> Float[Tensor, "prompt head d_head"]:
@@ -68,6 +79,18 @@ class Selection(NamedTuple):
         "The part of one vector per prompt."
         return v.squeeze(1)[..., self.part]
 
-    def parts(self, v: Float[Tensor, "prompt token part d_in"]) -> Float[Tensor, "prompt token part d"]:
-        "The part of each of several vectors."
-        return v[..., self.part]
+    def images(self, directions: Float[Tensor, "latent d_in"]) -> Float[Tensor, "latent 1 d"]:
+        "The part of directions."
+        return directions[:, None, self.part]
+
+    def shares(self, weights: Float[Tensor, "prompt 1 part"]) -> Float[Tensor, "prompt 1 part 1"]:
+        "The weights themselves."
+        return weights.unsqueeze(-1)
+
+    def parts(
+        self,
+        shares: Float[Tensor, "prompt part 1"],
+        images: Float[Tensor, "prompt part 1 d"],
+    ) -> Float[Tensor, "prompt part d"]:
+        "What such directions add to the head."
+        return (shares.unsqueeze(-1) * images).squeeze(2)

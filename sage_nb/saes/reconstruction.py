@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -85,6 +85,13 @@ def reads(
     return [node for node in needed if not (node.position and _everywhere(node) in needed)]
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #2ea65074
+def _spread(x: Float[Tensor, "some d"], where: Bool[Tensor, "prompt pos"]) -> Float[Tensor, "prompt pos d"]:
+    "Rows at their places, and 0 elsewhere."
+    spread = x.new_zeros(*where.shape, x.shape[-1])
+    spread[where.to(x.device)] = x
+    return spread
+
+
 class _Run:
     "One batch of prompts: what the true run holds, and what the SAEs make of it."
 
@@ -92,6 +99,8 @@ class _Run:
         self.model, self.maps, self.prompts, self.saes, self.settings = maps.model, maps, prompts, saes, settings
         self._codes, self._rebuilt, self._patterns = {}, {}, {}
         self.acts = capture(self.model, prompts, reads(self.model, nodes, saes, settings), len(prompts))
+        last = torch.stack([prompts.index(node.position) for node in nodes]).amax(0)
+        self.counts = torch.arange(prompts.tokens.shape[1]) <= last[:, None]  # tokens that some node can depend on
 
     def at(self, x: Float[Tensor, "prompt pos d"], position: str) -> Float[Tensor, "prompt 1 d"]:
         "The rows of one position, with an axis of one token."
@@ -114,7 +123,10 @@ class _Run:
             sae, codes = self.codes(_everywhere(node))
             return sae, Codes(*(None if part is None else self.at(part, node.position) for part in codes))
         sae = self.saes.find(node)
-        return sae, sae.encode(self.true(sae.reads(node)))
+        x = self.true(sae.reads(node))
+        if node.position is not None: return sae, sae.encode(x)
+        counts = self.counts.to(x.device)
+        return sae, Codes(*(None if part is None else _spread(part, self.counts) for part in sae.encode(x[counts])))
 
     def x_hat(self, node: Node) -> Float[Tensor, "prompt token d"]:
         "The SAE's reconstruction."
@@ -165,6 +177,18 @@ def _projection(run: _Run, share: Share) -> Projection | Selection:
     return Projection(reader.heads([node.head]), scale, pattern=scale.new_ones(len(scale), 1, 1))
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #82e2f336
+def _merged(values: Float[Tensor, "prompt entry d"], keys: Int[Tensor, "prompt entry"]) -> tuple[Tensor, Tensor]:
+    "Values and keys with one entry per key, its values summed, and keys rising; what is 0 has none, and fills up."
+    last = int(keys.max()) + 1  # behind all
+    keys, order = keys.masked_fill((values == 0).all(-1), last).sort(-1)
+    group = (keys.diff(dim=-1, prepend=keys[:, :1]) != 0).cumsum(-1)  # the slot of each entry's key
+    width = int(group.masked_fill(keys == last, 0).max()) + 1
+
+    def per_d(x): return x[..., None].expand_as(values)
+    sums = torch.zeros_like(values).scatter_add(1, per_d(group), values.gather(1, per_d(order)))
+    return sums[:, :width], torch.zeros_like(keys).scatter(1, group, keys.masked_fill(keys == last, 0))[:, :width]
+
+
 @dataclass(frozen=True)
 class Decomposition:
     "An activation at one node as a sum; for z and attn_out, a latent has one entry per source token."
@@ -191,16 +215,9 @@ class Decomposition:
 
     def by_latent(self) -> "Decomposition":
         "The same with one entry per latent, its tokens summed; entries left over are 0."
-        size, empty = int(self.indices.max()) + 1, (self.latents == 0).all(-1)
-        last = size * len(self.saes)  # behind all latents
-        keys, order = (self.indices + self.origin * size).masked_fill(empty, last).sort(-1)
-        group = (keys.diff(dim=-1, prepend=keys[:, :1]) != 0).cumsum(-1)  # the slot of each entry's latent
-        width = int(group.masked_fill(keys == last, 0).max()) + 1
-
-        def per_d(x): return x[..., None].expand_as(self.latents)
-        latents = torch.zeros_like(self.latents).scatter_add(1, per_d(group), self.latents.gather(1, per_d(order)))
-        latent_keys = torch.zeros_like(keys).scatter(1, group, keys.masked_fill(keys == last, 0))[:, :width]
-        return replace(self, latents=latents[:, :width], indices=latent_keys % size, origin=latent_keys // size)
+        size = int(self.indices.max()) + 1
+        latents, keys = _merged(self.latents, self.indices + self.origin * size)
+        return replace(self, latents=latents, indices=keys % size, origin=keys // size)
 
     @classmethod
     def join(cls, parts: "Sequence[Decomposition]") -> "Decomposition":
@@ -232,25 +249,33 @@ def onto_span(
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #627c5da3
 class _Parts(NamedTuple):
-    "One share of a node's activation, tokens kept apart."
-    latents: Float[Tensor, "prompt token active d"]
-    indices: Int[Tensor, "prompt token active"]
+    "One share of a node's activation."
+    latents: Float[Tensor, "prompt active d"]
+    indices: Int[Tensor, "prompt active"]
     bias: Float[Tensor, "prompt d"]
     error: Float[Tensor, "prompt d"]
     skip: Float[Tensor, "prompt d"] | None = None
 
 
-def _read(run: _Run, share: Share) -> _Parts:
+def _projected(sae: SparseSAE, codes: Codes, projection: Projection | Selection, like, by_latent: bool):
+    "What the active latents add to a node, and which they are; each direction is projected once."
+    shares, indices = projection.shares(codes.weights.to(like)).flatten(1, 2), codes.indices.flatten(1).to(like.device)
+    if by_latent: shares, indices = _merged(shares, indices)
+    used, which = indices.unique(return_inverse=True)
+    images = projection.images(sae.directions(used.to(sae.W_dec.device)).to(like))
+    return projection.parts(shares, images[which]), indices
+
+
+def _read(run: _Run, share: Share, by_latent: bool) -> _Parts:
     "A share by what is read, or encoded at the place itself."
     (sae, codes), projection = run.codes(share.source), _projection(run, share)
     true, x_hat = run.true(share.source), run.x_hat(share.source)
-    terms = (codes.weights.unsqueeze(-1) * sae.directions(codes.indices)).to(true)
-    latents = projection.parts(terms)
+    latents, indices = _projected(sae, codes, projection, true, by_latent)
     bias = projection.whole(sae.bias(codes._replace(skip=None)).to(true)) + projection.constant
     skip = None if codes.skip is None else projection.whole(codes.skip.to(true))
     if share.kind == "direct" or run.settings.is_frozen: error = projection.whole(true - x_hat)
-    else: error = run.true(share.node).squeeze(1) - latents.sum((1, 2)) - bias
-    return _Parts(share.sign * latents, codes.indices, share.sign * bias, share.sign * error, skip)
+    else: error = run.true(share.node).squeeze(1) - latents.sum(1) - bias
+    return _Parts(share.sign * latents, indices, share.sign * bias, share.sign * error, skip)
 
 
 def _written(run: _Run, share: Share) -> _Parts:
@@ -267,15 +292,15 @@ def _written(run: _Run, share: Share) -> _Parts:
     latents = onto_span(write, directions.to(write.device))
     error = write - latents.sum(1)
     if back is not None: latents, error = latents @ back, error @ back
-    return _Parts(latents.unsqueeze(1), codes.indices, torch.zeros_like(error), error)
+    return _Parts(latents, codes.indices.squeeze(1).to(latents.device), torch.zeros_like(error), error)
 
 
-def _decomposition(run: _Run, wanted: list[Share]) -> Decomposition:
+def _decomposition(run: _Run, wanted: list[Share], by_latent: bool) -> Decomposition:
     "The sum of a node's shares."
-    parts = [_written(run, share) if share.kind == "write" else _read(run, share) for share in wanted]
-    indices = [part.indices.flatten(1).to(part.latents.device) for part in parts]
+    parts = [_written(run, share) if share.kind == "write" else _read(run, share, by_latent) for share in wanted]
+    indices = [part.indices for part in parts]
     return Decomposition(
-        latents=torch.cat([part.latents.flatten(1, 2) for part in parts], 1),
+        latents=torch.cat([part.latents for part in parts], 1),
         indices=torch.cat(indices, 1),
         bias=sum(part.bias for part in parts),
         error=sum(part.error for part in parts),
@@ -347,10 +372,11 @@ def decompose_batches(
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
     settings: ProjectionSettings = ProjectionSettings(),
     batch_size: int = 64,
+    by_latent: bool = False,  # one entry per latent, its tokens summed
 ) -> Iterator[tuple[slice, dict[Node, Decomposition]]]:
     "Batch by batch: rows, and each node's activation there as latents + bias + error."
     for rows, run, plan in _runs(model, prompts, nodes, saes, settings, batch_size):
-        yield rows, {node: _decomposition(run, wanted) for node, wanted in plan.items()}
+        yield rows, {node: _decomposition(run, wanted, by_latent) for node, wanted in plan.items()}
 
 
 def decompose(
@@ -364,14 +390,14 @@ def decompose(
 ) -> dict[Node, Decomposition]:
     "Each node's activation as latents + bias + error."
     parts = {}
-    for _, batch in decompose_batches(model, prompts, nodes, saes, settings, batch_size):
-        for node, part in batch.items(): parts.setdefault(node, []).append(part.by_latent() if by_latent else part)
+    for _, batch in decompose_batches(model, prompts, nodes, saes, settings, batch_size, by_latent):
+        for node, part in batch.items(): parts.setdefault(node, []).append(part)
     return {node: Decomposition.join(some) for node, some in parts.items()}
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #0fd82bf6
 def _rebuilt(run: _Run, share: Share) -> Float[Tensor, "prompt d"]:
     "One share of a node's reconstruction."
-    if share.kind == "write": return _written(run, share).latents.sum((1, 2))
+    if share.kind == "write": return _written(run, share).latents.sum(1)
     projection = _projection(run, share)
     return share.sign * (projection.whole(run.x_hat(share.source)) + projection.constant)
 
