@@ -6,7 +6,7 @@
 __all__ = ['CleanLayer', 'CleanRun', 'gather_tokens', 'share_of_tokens', 'uncounted', 'skipping', 'computing', 'outputs_of',
            'why_whole', 'recording', 'joined', 'LogitDifference', 'unembedding_only', 'can_narrow']
 
-# %% ../../nbs/1_core/11_cone.ipynb #affe1010
+# %% ../../nbs/1_core/11_cone.ipynb #3746c312
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% ../../nbs/1_core/11_cone.ipynb #206013c3
+# %% ../../nbs/1_core/11_cone.ipynb #8bee73a2
 @dataclass(frozen=True)
 class CleanLayer:
     "What one block was given in a clean run."
@@ -77,7 +77,7 @@ class CleanRun:
         starts = ", ".join(map(str, self.starts))
         return f"CleanRun({len(self)} prompts, from layers {starts}, {tokens}, {self.nbytes / 2**20:.1f} MiB)"
 
-# %% ../../nbs/1_core/11_cone.ipynb #ef2ecb64
+# %% ../../nbs/1_core/11_cone.ipynb #2ea061c4
 _CACHES = ("past_key_values", "layer_past", "past_kv_cache_entry")  # what blocks call their cache
 _BY_TOKEN = {"position_embeddings": 1, "position_ids": 1, "cache_position": 1}  # argument -> where its tokens are
 
@@ -118,7 +118,7 @@ def _called_with(model, change):
             stack.callback(handle.remove)
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #4cff0ce5
+# %% ../../nbs/1_core/11_cone.ipynb #235dc501
 class _Listening:
     "A cache that is empty, and notes the keys and values of a run."
 
@@ -157,7 +157,7 @@ def _listening(model, starts: Sequence[int], keys: bool) -> Iterator[dict[int, C
         cache = caches[number]
         noted[number] = replace(noted[number], keys=cache.keys, values=cache.values)
 
-# %% ../../nbs/1_core/11_cone.ipynb #a82f3577
+# %% ../../nbs/1_core/11_cone.ipynb #f637d538
 def gather_tokens(
     x: Tensor,  # with prompts first, or 1 for all
     tokens: Int[Tensor, "prompt token"],
@@ -210,7 +210,7 @@ def _at_tokens(clean: CleanLayer, given: dict, n_pos: int, tokens, stream) -> di
         given["attention_mask"] = _seen(clean.given.get("attention_mask"), n_pos, tokens, stream)
     return given
 
-# %% ../../nbs/1_core/11_cone.ipynb #dc689eb2
+# %% ../../nbs/1_core/11_cone.ipynb #9235e612
 @contextmanager
 def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     "Within it, the attention of a HookedTransformer takes its tokens for those of whole prompts."
@@ -229,7 +229,7 @@ def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     finally:
         for name in ("_make_causal_mask", "apply_rotary"): del vars(attn)[name]
 
-# %% ../../nbs/1_core/11_cone.ipynb #05d02c5d
+# %% ../../nbs/1_core/11_cone.ipynb #b5ada579
 _share: ContextVar[float] = ContextVar("share", default=1.0)
 
 
@@ -294,7 +294,7 @@ def computing(
             stack.enter_context(_counted_as(tokens.shape[1] / n_pos))
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #6392b165
+# %% ../../nbs/1_core/11_cone.ipynb #cac33eb0
 _outputs: WeakKeyDictionary = WeakKeyDictionary()  # model -> things that its blocks return
 _reasons: WeakKeyDictionary = WeakKeyDictionary()  # model -> why it computes all tokens, or None
 
@@ -348,7 +348,7 @@ def why_whole(
         _reasons[model] = reason
     return _reasons[model]
 
-# %% ../../nbs/1_core/11_cone.ipynb #b1a58bf5
+# %% ../../nbs/1_core/11_cone.ipynb #caa3b7ef
 @contextmanager
 def recording(
     model,
@@ -374,7 +374,7 @@ def joined(runs: Sequence[CleanRun]) -> CleanRun:
         layers[number] = replace(first, **parts)
     return replace(runs[0], tokens=torch.cat([run.tokens for run in runs]), layers=layers)
 
-# %% ../../nbs/1_core/11_cone.ipynb #eca56e11
+# %% ../../nbs/1_core/11_cone.ipynb #b6bd1236
 @dataclass(frozen=True)
 class LogitDifference:
     "A metric: the logit of one token minus that of another."
@@ -397,7 +397,7 @@ class LogitDifference:
         right, wrong = logits.gather(1, self.tokens(rows).to(logits.device)).unbind(1)
         return right - wrong
 
-# %% ../../nbs/1_core/11_cone.ipynb #fd8fcb67
+# %% ../../nbs/1_core/11_cone.ipynb #d8a13a41
 def _unembedding(model) -> tuple[object, Tensor, Tensor | None]:
     "What unembeds, its rows by token, and its bias."
     part = getattr(model.unembed, "original_component", model.unembed)
@@ -426,16 +426,19 @@ def unembedding_only(
 _narrow: WeakKeyDictionary = WeakKeyDictionary()  # model -> whether logits can be had one by one
 
 
+def _narrows(model) -> bool:
+    prompt, some = torch.tensor([[0]]), torch.tensor([[model.cfg.d_vocab - 1, 0]])
+    every = _call(model, prompt)
+    with unembedding_only(model, some): few = _call(model, prompt)
+    wanted, limit = every[..., some[0]], torch.finfo(every.dtype).eps ** 0.5 * every.abs().max()
+    return few.shape == wanted.shape and bool((few - wanted).abs().max() <= limit)
+
+
 @torch.no_grad()
 def can_narrow(model) -> bool:
     "Whether a model's logits can be had for some tokens only."
     if model not in _narrow:
-        prompt, some = torch.tensor([[0]]), torch.tensor([[model.cfg.d_vocab - 1, 0]])
-        with uncounted():
-            every = _call(model, prompt)
-            try:
-                with unembedding_only(model, some): few = _call(model, prompt)
-            except (AttributeError, TypeError, ValueError, RuntimeError): few = None  # it unembeds in some other way
-        wanted, limit = every[..., some[0]], torch.finfo(every.dtype).eps ** 0.5 * every.abs().max()
-        _narrow[model] = few is not None and few.shape == wanted.shape and bool((few - wanted).abs().max() <= limit)
+        try:
+            with uncounted(): _narrow[model] = _narrows(model)
+        except Exception: _narrow[model] = False  # of any of three libraries: it unembeds in some other way
     return _narrow[model]

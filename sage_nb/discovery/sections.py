@@ -231,6 +231,11 @@ class _Settings:
     max_prompts: int
     min_accuracy: float
 
+    @property
+    def negligible(self) -> float:
+        "A group in which attribution sees less, as a share of the clean metric, is not patched."
+        return self.min_effect / 20
+
     def __post_init__(self):
         _check_shares(self.coverage, self.min_effect)
         proportion("min_accuracy", self.min_accuracy)
@@ -273,18 +278,27 @@ class _Search:
         if shared.neutral is not None: neutral = replace(joint, there=shared.neutral)
         return cls(scores, joint, neutral, settings)
 
-    def candidates(self) -> list[CrossSection]:
-        "Of each site and position, the prefix of its group that may be a cross-section, if it has no fault."
+    def groups(self) -> dict[tuple[str, str], list[Node]]:
+        "The nodes of each site and position, ranked."
         score, groups = dict(zip(self.scores.nodes, self.scores.share.tolist())), {}
-        for node in sorted(score, key=lambda node: -abs(score[node])):
-            groups.setdefault((node.site, node.position), []).append(node)
-        order = list(dict.fromkeys((node.site, node.position) for node in score))
-        coverage, least = self.settings.coverage, self.settings.min_effect
-        prefixes = _prefixes([groups[place] for place in order], self.joint.shares, coverage, least)
-        noise, some = self.noise(prefixes), []
-        for (site, position), (nodes, curve), floor in zip(order, prefixes, noise):
+        for node in score: groups.setdefault((node.site, node.position), []).append(node)
+        return {place: sorted(nodes, key=lambda node: -abs(score[node])) for place, nodes in groups.items()}
+
+    def seen(self) -> dict[tuple[str, str], float]:
+        "What attribution sees in each group, in all its nodes together, as a share of the clean metric."
+        score = dict(zip(self.scores.nodes, self.scores.share.abs().tolist()))
+        return {place: sum(score[node] for node in nodes) for place, nodes in self.groups().items()}
+
+    def candidates(self) -> list[CrossSection]:
+        "Of each group in which there is something, the prefix that may be a cross-section, if it has no fault."
+        score, groups, seen = dict(zip(self.scores.nodes, self.scores.share.tolist())), self.groups(), self.seen()
+        least, some = min(self.settings.negligible, max(seen.values())), []
+        groups = {place: ranked for place, ranked in groups.items() if seen[place] >= least}
+        coverage, min_effect = self.settings.coverage, self.settings.min_effect
+        prefixes = _prefixes(list(groups.values()), self.joint.shares, coverage, min_effect)
+        for (site, position), (nodes, curve), noise in zip(groups, prefixes, self.noise(prefixes)):
             scores = tuple(score[node] for node in nodes)
-            some.append(CrossSection(self.scores.attribute, site, position, nodes, scores, curve, floor))
+            some.append(CrossSection(self.scores.attribute, site, position, nodes, scores, curve, noise))
         return some
 
     def noise(self, prefixes) -> list[Estimate]:
@@ -306,10 +320,17 @@ def _require_accuracy(model, task: Task, min_accuracy: float, batch_size: int) -
         "there is no circuit to find. Take another model or task, or lower min_accuracy")
 
 
-def _table_of_dropped(candidates: Iterable[CrossSection], min_effect: float) -> pd.DataFrame:
-    columns = ["attribute", "site", "position", "effect", "lo", "hi", "reason"]
-    rows = [(c.attribute, c.site, c.position, c.effect.value, c.effect.lo, c.effect.hi, c.fault(min_effect))
-            for c in candidates if c.fault(min_effect)]
+def _table_of_dropped(searches: dict[str, tuple[_Search, list[CrossSection]]], min_effect: float) -> pd.DataFrame:
+    "What is no cross-section, and why; groups that were not patched have no effect."
+    columns, rows, unknown = ["attribute", "site", "position", "effect", "lo", "hi", "reason"], [], [float("nan")] * 3
+    for attribute, (search, candidates) in searches.items():
+        patched = {(c.site, c.position): c for c in candidates}
+        for place, share in search.seen().items():
+            if place not in patched:
+                reason = f"not patched: attribution sees {share:.2%} of the clean metric in all its nodes together"
+                rows.append((attribute, *place, *unknown, reason))
+            elif reason := patched[place].fault(min_effect):
+                rows.append((attribute, *place, *patched[place].effect[:3], reason))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -339,7 +360,7 @@ def find_cross_sections(
     coverage: float = 0.9,  # share of the group's reach that the kept nodes must come to, in (0, 1]
     min_effect: float = 0.1,  # least effect, as a share of the clean metric
     min_accuracy: float = 0.75,  # share of prompts in which the answer must be above the distractor; 0 is any
-    steps: int = 5,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
+    steps: int = 3,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
     qk_fix: bool | None = None,  # score q and k by the slope at their pattern; None is where the model allows it
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
     batch_size: int = 64,
@@ -353,15 +374,16 @@ def find_cross_sections(
     attributes = chosen_names("attribute", have if attributes is None else attributes, have)
     examined(model).require(sites=[*sites, "resid_pre"])  # where gradients start
     accuracy = _require_accuracy(model, used, min_accuracy, batch_size)
-    nodes, candidates, scores = all_nodes(model, task.prompts.positions, settings.sites), [], {}
+    nodes, searches = all_nodes(model, task.prompts.positions, settings.sites), {}
     shared = _Shared.of(model, used, attributes, nodes, batch_size)
     for attribute in tqdm(attributes, desc="cross-sections", disable=not verbose, leave=False):
         search = _Search.of(model, used, attribute, nodes, shared, settings, batch_size)
-        scores[attribute] = search.scores
-        candidates += search.candidates()
+        searches[attribute] = search, search.candidates()
+    scores = {attribute: search.scores for attribute, (search, _) in searches.items()}
+    candidates = [candidate for _, some in searches.values() for candidate in some]
     kept = [candidate for candidate in candidates if not candidate.fault(min_effect)]
     kept.sort(key=lambda section: (attributes.index(section.attribute), -abs(section.effect.value)))
-    kept, dropped = _judged(model, task, kept, max_prompts, batch_size), _table_of_dropped(candidates, min_effect)
+    kept, dropped = _judged(model, task, kept, max_prompts, batch_size), _table_of_dropped(searches, min_effect)
     fixed = not any(score.note for score in scores.values()) if qk_fix is None else qk_fix
     result = CrossSections(tuple(kept), dropped, scores, asdict(settings) | {"qk_fix": fixed, "accuracy": accuracy})
     if verbose: print(result)
