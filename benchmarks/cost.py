@@ -138,7 +138,8 @@ def section_of(text):
     "A cross-section made by hand: what it carries, and its nodes."
     attribute, nodes = text.split(": ")
     nodes, none = tuple(map(Node.parse, nodes.split())), Estimate(0.0, 0.0, 0.0, 1)
-    return CrossSection(attribute, nodes[0].site, nodes[0].position, nodes, (0.0,) * len(nodes), {len(nodes): none}, none)
+    first, scores = nodes[0], (0.0,) * len(nodes)
+    return CrossSection(attribute, first.site, first.position, nodes, scores, {len(nodes): none}, none)
 
 
 def sections_of(case):
@@ -204,7 +205,7 @@ def curve(what):
     for value in CURVES[what]:
         varied = [*TINY["sections"], *MORE][:value] if what == "sections" else value
         row = in_a_process(TINY | {what: varied})
-        whole = sum(row[part] for part in PARTS)
+        whole, value = sum(row[part] for part in PARTS), row.get(what, value)  # a task may have fewer prompts
         power = "" if before is None else f"{math.log(whole / before[1]) / math.log(value / before[0]):.2f}"
         print(f"{value:10,}{row['pass']:9.3f}" + "".join(f"{row[part]:15.1f}" for part in PARTS)
               + f"{whole:9.1f}{row['GiB']:7.2f}{power:>7}", flush=True)

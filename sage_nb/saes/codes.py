@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'CENTRED', 'NORMALISATIONS', 'Codes', 'to_codes', 'widen', 'BlockEncoder', 'Pursuit',
            'RoundsPursuit', 'Normalised', 'normalised', 'place_of', 'check_finite', 'TranscoderInput', 'SparseSAE',
-           'remembered_codes', 'latents_of']
+           'latents_of', 'remembered_codes']
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
@@ -368,6 +368,35 @@ class SparseSAE:
 @depends_on.register
 def _(sae: SparseSAE): return sae.digest,
 
+# %% ../../nbs/5_saes/51_codes.ipynb #3f68e3a5
+def latents_of(
+    said,  # what an encoder returned
+    tokens: int,  # how many it was given
+    d_sae: int | None,  # how many latents it has, where that is known
+    name: str,  # of the SAE
+) -> Float[Tensor, "token latent"]:
+    "What an encoder says, dense; an error if that is not one number per token and latent."
+    if not isinstance(said, Tensor):
+        raise TypeError(f"the encoder of SAE {name!r} returns {type(said).__name__}: "
+                        "it must return one tensor, the activations of all latents, of shape (token, latent)")
+    dense = said.to_dense() if said.layout != torch.strided else said
+    wanted = (tokens, dense.shape[-1] if d_sae is None and dense.ndim else d_sae)
+    if dense.shape != wanted:
+        raise ValueError(f"the encoder of SAE {name!r} returns shape {tuple(dense.shape)} for {tokens} tokens: it must "
+                         f"return (token, latent), {tokens} × {d_sae or 'd_sae'}, as W_dec has a row per latent")
+    return dense
+
+
+def _joined(parts: list[Codes]) -> Codes:
+    "Codes of chunks of tokens one after another."
+    width = max(part.values.shape[-1] for part in parts)
+
+    def filled(rows): return pad(rows, (0, width - rows.shape[-1]))
+    indices = torch.cat([filled(part.indices) for part in parts])
+    codes = Codes(indices, values=torch.cat([filled(part.values) for part in parts]))
+    extras = {name: [getattr(part, name) for part in parts] for name in _EXTRAS}
+    return codes._replace(**{name: torch.cat(some) for name, some in extras.items() if some[0] is not None})
+
 # %% ../../nbs/5_saes/51_codes.ipynb #4d245245
 class _Rows(NamedTuple):
     "Codes of some activations, without what fills their rows up."
@@ -457,34 +486,33 @@ def remembered_codes(
     try: yield
     finally: _memory.reset(token)
 
-# %% ../../nbs/5_saes/51_codes.ipynb #3f68e3a5
-def latents_of(
-    said,  # what an encoder returned
-    tokens: int,  # how many it was given
-    d_sae: int | None,  # how many latents it has, where that is known
-    name: str,  # of the SAE
-) -> Float[Tensor, "token latent"]:
-    "What an encoder says, dense; an error if that is not one number per token and latent."
-    if not isinstance(said, Tensor):
-        raise TypeError(f"the encoder of SAE {name!r} returns {type(said).__name__}: "
-                        "it must return one tensor, the activations of all latents, of shape (token, latent)")
-    dense = said.to_dense() if said.layout != torch.strided else said
-    wanted = (tokens, dense.shape[-1] if d_sae is None and dense.ndim else d_sae)
-    if dense.shape != wanted:
-        raise ValueError(f"the encoder of SAE {name!r} returns shape {tuple(dense.shape)} for {tokens} tokens: it must "
-                         f"return (token, latent), {tokens} × {d_sae or 'd_sae'}, as W_dec has a row per latent")
-    return dense
+# %% ../../nbs/5_saes/51_codes.ipynb #ce1af7bc
+@patch
+def _check_input(self: SparseSAE, x, chunk):
+    if not isinstance(x, Tensor):
+        raise TypeError(f"SAE {self.name!r} takes activations as a tensor, got {type(x).__name__}: "
+                        "convert them, as in torch.as_tensor(x)")
+    if x.ndim == 0 or x.shape[-1] != self.d_read:
+        got = x.shape[-1] if x.ndim else "a single number"
+        what = "stands at" if self.reading is None else "reads"
+        raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_read}, got {got}: "
+                         f"it {what} {self.reads()}, and is it one of this model?")
+    if chunk is not None and chunk < 1: raise ValueError(f"chunk={chunk} tokens at a time is less than 1")
 
 
-def _joined(parts: list[Codes]) -> Codes:
-    "Codes of chunks of tokens one after another."
-    width = max(part.values.shape[-1] for part in parts)
+@patch
+def _check_latents(self: SparseSAE, codes):
+    "Refuse codes of latents that are not there."
+    wrong = codes.indices[(codes.indices < 0) | (codes.indices >= self.d_sae)]
+    if len(wrong):
+        raise ValueError(f"the encoder of SAE {self.name!r} names latent {wrong[0]}, and has {self.d_sae}, from 0")
 
-    def filled(rows): return pad(rows, (0, width - rows.shape[-1]))
-    indices = torch.cat([filled(part.indices) for part in parts])
-    codes = Codes(indices, values=torch.cat([filled(part.values) for part in parts]))
-    extras = {name: [getattr(part, name) for part in parts] for name in _EXTRAS}
-    return codes._replace(**{name: torch.cat(some) for name, some in extras.items() if some[0] is not None})
+
+@patch
+def _not_finite(self: SparseSAE, x) -> str:
+    given = "" if x.isfinite().all() else ", and so are the activations that it was given"
+    return (f"SAE {self.name!r} at {self.node} gives latents that are nan or infinite{given}: "
+            f"look at its weights, and whether {self.normalise!r} is how its activations are normalised")
 
 # %% ../../nbs/5_saes/51_codes.ipynb #ffea68e0
 @patch
@@ -521,34 +549,6 @@ def _encode(self: SparseSAE, tokens):
     if self.reading is None: return codes._replace(scale=seen.scale, shift=seen.shift)
     W_skip = self.reading.W_skip  # what a transcoder rebuilds is another activation, so no scale is given back to it
     return codes if W_skip is None else codes._replace(skip=tokens @ widen(W_skip, tokens.dtype).T)
-
-
-@patch
-def _check_input(self: SparseSAE, x, chunk):
-    if not isinstance(x, Tensor):
-        raise TypeError(f"SAE {self.name!r} takes activations as a tensor, got {type(x).__name__}: "
-                        "convert them, as in torch.as_tensor(x)")
-    if x.ndim == 0 or x.shape[-1] != self.d_read:
-        got = x.shape[-1] if x.ndim else "a single number"
-        what = "stands at" if self.reading is None else "reads"
-        raise ValueError(f"SAE {self.name!r} takes activations of width {self.d_read}, got {got}: "
-                         f"it {what} {self.reads()}, and is it one of this model?")
-    if chunk is not None and chunk < 1: raise ValueError(f"chunk={chunk} tokens at a time is less than 1")
-
-
-@patch
-def _check_latents(self: SparseSAE, codes):
-    "Refuse codes of latents that are not there."
-    wrong = codes.indices[(codes.indices < 0) | (codes.indices >= self.d_sae)]
-    if len(wrong):
-        raise ValueError(f"the encoder of SAE {self.name!r} names latent {wrong[0]}, and has {self.d_sae}, from 0")
-
-
-@patch
-def _not_finite(self: SparseSAE, x) -> str:
-    given = "" if x.isfinite().all() else ", and so are the activations that it was given"
-    return (f"SAE {self.name!r} at {self.node} gives latents that are nan or infinite{given}: "
-            f"look at its weights, and whether {self.normalise!r} is how its activations are normalised")
 
 # %% ../../nbs/5_saes/51_codes.ipynb #beaa2f28
 @patch

@@ -277,7 +277,7 @@ def _read(run: _Run, share: Share, by_latent: bool) -> _Parts:
     else: error = run.true(share.node).squeeze(1) - latents.sum(1) - bias
     return _Parts(share.sign * latents, indices, share.sign * bias, share.sign * error, skip)
 
-
+# %% ../../nbs/5_saes/58_reconstruction.ipynb #1e7a4b41
 def _written(run: _Run, share: Share) -> _Parts:
     "A share by what is written, projected onto the active directions."
     node, (sae, codes) = share.node, run.codes(share.source)
@@ -299,7 +299,7 @@ def _decomposition(run: _Run, wanted: list[Share], by_latent: bool) -> Decomposi
     "The sum of a node's shares."
     parts = [_written(run, share) if share.kind == "write" else _read(run, share, by_latent) for share in wanted]
     indices = [part.indices for part in parts]
-    return Decomposition(
+    whole = Decomposition(
         latents=torch.cat([part.latents for part in parts], 1),
         indices=torch.cat(indices, 1),
         bias=sum(part.bias for part in parts),
@@ -308,6 +308,7 @@ def _decomposition(run: _Run, wanted: list[Share], by_latent: bool) -> Decomposi
         saes=tuple(run.saes.find(share.source).node for share in wanted),
         route="difference" if len(wanted) > 1 else wanted[0].kind,
         skip=parts[0].skip)  # a transcoder's share is the only one of its node
+    return whole.by_latent() if by_latent and whole.route == "write" else whole
 
 # %% ../../nbs/5_saes/58_reconstruction.ipynb #75484f7d
 def _share_claims(share: Share, settings: ProjectionSettings) -> list[str]:
