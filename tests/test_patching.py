@@ -95,9 +95,10 @@ def test_what_an_edit_can_reach_is_what_the_whole_run_says(random_model, random_
         assert_close(run(random_model, prompts, None, edits, start=clean), logits, rtol=1e-5, atol=1e-5)
         keyless = clean.without_keys()
         assert_close(run(random_model, prompts, metric, edits, start=keyless), whole, rtol=1e-5, atol=1e-5)
-        few = torch.tensor([4, 1])
-        some = {node: x[few] for node, x in edits.items()}
-        assert_close(run(random_model, prompts[few], metric[few], some, start=clean[few]), whole[few], rtol=1e-5, atol=1e-5)
+        rows = torch.tensor([4, 1])
+        some = {node: x[rows] for node, x in edits.items()}
+        few = run(random_model, prompts[rows], metric[rows], some, start=clean[rows])
+        assert_close(few, whole[rows], rtol=1e-5, atol=1e-5)
     assert_close(run(random_model, prompts, metric), metric(random_model(prompts.tokens)[
         torch.arange(len(prompts)), prompts.index("END")], slice(None)))  # all as before
 

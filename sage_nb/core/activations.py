@@ -152,7 +152,7 @@ def hooks_of(
         known = _points[model] = WeakValueDictionary(model.hook_dict)
     return known
 
-
+# %% ../../nbs/1_core/12_activations.ipynb #8b3f242c
 def _require(known, hook: str):
     "An error if a hook is not among those of the model."
     if hook in known: return

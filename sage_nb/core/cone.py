@@ -6,7 +6,7 @@
 __all__ = ['CleanLayer', 'CleanRun', 'gather_tokens', 'share_of_tokens', 'uncounted', 'skipping', 'computing', 'outputs_of',
            'why_whole', 'recording', 'joined', 'LogitDifference', 'unembedding_only', 'can_narrow']
 
-# %% ../../nbs/1_core/11_cone.ipynb #3746c312
+# %% ../../nbs/1_core/11_cone.ipynb #6cfe20b5
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% ../../nbs/1_core/11_cone.ipynb #8bee73a2
+# %% ../../nbs/1_core/11_cone.ipynb #84dc1f08
 @dataclass(frozen=True)
 class CleanLayer:
     "What one block was given in a clean run."
@@ -77,7 +77,7 @@ class CleanRun:
         starts = ", ".join(map(str, self.starts))
         return f"CleanRun({len(self)} prompts, from layers {starts}, {tokens}, {self.nbytes / 2**20:.1f} MiB)"
 
-# %% ../../nbs/1_core/11_cone.ipynb #2ea061c4
+# %% ../../nbs/1_core/11_cone.ipynb #f21109c4
 _CACHES = ("past_key_values", "layer_past", "past_kv_cache_entry")  # what blocks call their cache
 _BY_TOKEN = {"position_embeddings": 1, "position_ids": 1, "cache_position": 1}  # argument -> where its tokens are
 
@@ -118,7 +118,7 @@ def _called_with(model, change):
             stack.callback(handle.remove)
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #235dc501
+# %% ../../nbs/1_core/11_cone.ipynb #2c31d3b0
 class _Listening:
     "A cache that is empty, and notes the keys and values of a run."
 
@@ -157,7 +157,7 @@ def _listening(model, starts: Sequence[int], keys: bool) -> Iterator[dict[int, C
         cache = caches[number]
         noted[number] = replace(noted[number], keys=cache.keys, values=cache.values)
 
-# %% ../../nbs/1_core/11_cone.ipynb #f637d538
+# %% ../../nbs/1_core/11_cone.ipynb #994d1e28
 def gather_tokens(
     x: Tensor,  # with prompts first, or 1 for all
     tokens: Int[Tensor, "prompt token"],
@@ -169,7 +169,7 @@ def gather_tokens(
     index = tokens.to(x.device).view(shape).expand(len(tokens), *x.shape[1:dim], -1, *x.shape[dim + 1:])
     return x.expand(len(tokens), *x.shape[1:]).gather(dim, index)
 
-
+# %% ../../nbs/1_core/11_cone.ipynb #a602a9ea
 class _Inserting:
     "A cache that has the keys and values of all tokens, and puts new ones in the places of some."
 
@@ -210,7 +210,7 @@ def _at_tokens(clean: CleanLayer, given: dict, n_pos: int, tokens, stream) -> di
         given["attention_mask"] = _seen(clean.given.get("attention_mask"), n_pos, tokens, stream)
     return given
 
-# %% ../../nbs/1_core/11_cone.ipynb #9235e612
+# %% ../../nbs/1_core/11_cone.ipynb #37f4a592
 @contextmanager
 def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     "Within it, the attention of a HookedTransformer takes its tokens for those of whole prompts."
@@ -229,7 +229,7 @@ def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     finally:
         for name in ("_make_causal_mask", "apply_rotary"): del vars(attn)[name]
 
-# %% ../../nbs/1_core/11_cone.ipynb #b5ada579
+# %% ../../nbs/1_core/11_cone.ipynb #51b0008f
 _share: ContextVar[float] = ContextVar("share", default=1.0)
 
 
@@ -249,7 +249,7 @@ def uncounted():
     "Within it, a run counts as nothing: it is made to try the model, once."
     return _counted_as(0.0)
 
-
+# %% ../../nbs/1_core/11_cone.ipynb #fb0aece2
 @contextmanager
 def skipping(
     model,
@@ -266,7 +266,7 @@ def skipping(
     finally:
         for block in blocks: del vars(block)["forward"]
 
-
+# %% ../../nbs/1_core/11_cone.ipynb #eda7527a
 @contextmanager
 def computing(
     model,
@@ -294,7 +294,7 @@ def computing(
             stack.enter_context(_counted_as(tokens.shape[1] / n_pos))
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #cac33eb0
+# %% ../../nbs/1_core/11_cone.ipynb #1cab2694
 _outputs: WeakKeyDictionary = WeakKeyDictionary()  # model -> things that its blocks return
 _reasons: WeakKeyDictionary = WeakKeyDictionary()  # model -> why it computes all tokens, or None
 
@@ -348,7 +348,7 @@ def why_whole(
         _reasons[model] = reason
     return _reasons[model]
 
-# %% ../../nbs/1_core/11_cone.ipynb #caa3b7ef
+# %% ../../nbs/1_core/11_cone.ipynb #0728b18f
 @contextmanager
 def recording(
     model,
@@ -374,7 +374,7 @@ def joined(runs: Sequence[CleanRun]) -> CleanRun:
         layers[number] = replace(first, **parts)
     return replace(runs[0], tokens=torch.cat([run.tokens for run in runs]), layers=layers)
 
-# %% ../../nbs/1_core/11_cone.ipynb #b6bd1236
+# %% ../../nbs/1_core/11_cone.ipynb #81ae4598
 @dataclass(frozen=True)
 class LogitDifference:
     "A metric: the logit of one token minus that of another."
@@ -397,7 +397,7 @@ class LogitDifference:
         right, wrong = logits.gather(1, self.tokens(rows).to(logits.device)).unbind(1)
         return right - wrong
 
-# %% ../../nbs/1_core/11_cone.ipynb #d8a13a41
+# %% ../../nbs/1_core/11_cone.ipynb #e6256099
 def _unembedding(model) -> tuple[object, Tensor, Tensor | None]:
     "What unembeds, its rows by token, and its bias."
     part = getattr(model.unembed, "original_component", model.unembed)

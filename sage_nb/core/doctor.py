@@ -557,7 +557,8 @@ _CHECKS: dict[str, Callable[[_Examination, str], Check]] = {
     "edits add up": _edits_add_up, "stream": _stream,
     **dict.fromkeys(("q", "k", "v", "z", "attn_out", "pattern"), _identity),
     "transformers": _transformers, "repeatable": _repeatable, "read at END": _read_at_end, "batch size": _batch_size,
-    "right padding": _right_padding, "causal": _causal, "some tokens": _some_tokens, "tokenizer": _tokenizer, "bos": _starts}
+    "right padding": _right_padding, "causal": _causal, "some tokens": _some_tokens,
+    "tokenizer": _tokenizer, "bos": _starts}
 
 
 def _made(exam: _Examination, name: str) -> Check:

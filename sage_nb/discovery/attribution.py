@@ -112,10 +112,6 @@ class Slopes:
         clean = differentiate(self.model, prompts, metric, forward=forward, backward=backward, stream=stream)
         return Effects(clean, self.columns(products))
 
-    def settled(self, along: Float[Tensor, "prompt node"]) -> Float[Tensor, "prompt node"]:
-        "The effects, of those along paths."
-        return along
-
     def columns(self, products: dict[Node, Tensor]) -> Float[Tensor, "prompt node"]:
         "One column for each asked node, from products that have all heads of a site."
         def column(node):
@@ -157,11 +153,6 @@ class QKSlopes(Slopes):
                     products[node] = self.through_pattern(node, at_pattern)
         plain = {node: look for node, look in super().looks(products).items() if node.site not in ("q", "k")}
         return plain | {Node("z", layer): partial(look, layer) for layer in self.layers}
-
-    def settled(self, along: Float[Tensor, "prompt node"]) -> Float[Tensor, "prompt node"]:
-        "The effects, of those along paths: queries and keys take the mean of these and of those at the clean run."
-        through = torch.tensor([node.site in ("q", "k") for node in self.nodes], device=along.device)
-        return torch.where(through, (along + self.effects.effect) / 2, along)
 
     def through_pattern(
         self,
@@ -250,7 +241,10 @@ def _over_paths(slopes: Slopes, steps: int) -> Float[Tensor, "prompt node"]:
         share = slopes.columns(shares).clamp(min=0)
         total += share * effect
         weight += share
-    return slopes.settled(torch.where(weight > 0, total / weight, clean))
+    along = torch.where(weight > 0, total / weight, clean)
+    if not isinstance(slopes, QKSlopes): return along
+    through_pattern = torch.tensor([node.site in ("q", "k") for node in slopes.nodes], device=along.device)
+    return torch.where(through_pattern, (along + clean) / 2, along)
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #2ee33498
 def _require_vector(node: Node):

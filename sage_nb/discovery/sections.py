@@ -242,7 +242,7 @@ class _Settings:
         whole_number("steps", self.steps)
         whole_number("max_prompts", self.max_prompts, least=2)
 
-
+# %% ../../nbs/3_discovery/33_sections.ipynb #b8244869
 @dataclass(frozen=True)
 class _Shared:
     "What the searches for all attributes have in common."
@@ -260,7 +260,7 @@ class _Shared:
         if task.neutral is not None: neutral = capture(model, task.neutral.prompts, nodes, batch_size)
         return cls(dict(zip(attributes, clean.unbind(1))), unedited, neutral)
 
-
+# %% ../../nbs/3_discovery/33_sections.ipynb #ef427fe9
 @dataclass(frozen=True)
 class _Search:
     "What it takes to judge any group of nodes for one attribute."

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..core.activations import Prompts, run
