@@ -138,7 +138,9 @@ class Plain:
             moved = [self.at(end, node, self.place) - self.at(self.here, node, self.place) for node in nodes]
             shares.append(torch.stack([m @ self.change(node) for m, node in zip(moved, nodes)]).relu())
         shares, means = torch.stack(shares), torch.stack(means)
-        return torch.stack([(s * m).sum() / s.sum() if s.sum() > 0 else c for s, m, c in zip(shares.T, means.T, clean)])
+        along = [(s * m).sum() / s.sum() if s.sum() > 0 else c for s, m, c in zip(shares.T, means.T, clean)]
+        if qk_fix: along = [(x + c) / 2 if n.site in ("q", "k") else x for x, c, n in zip(along, clean, nodes)]
+        return torch.stack(along)
 
 
 # First-order effects
