@@ -447,7 +447,8 @@ def _fit(trial: _Trial, place: Node, sae: SparseSAE, expected: dict[str, float],
     if broken: return _Fit(figures, broken)
     findings = list(_low(explained, expected["variance explained"], limits))
     findings += _unlike_card(codes.l0, expected["L0"], limits)
-    findings += _misplaced(best_alternative(trial, place, sae), explained, limits)
+    if not explained > 1 - limits.least_gain:  # or nothing can be explained so much better
+        findings += _misplaced(best_alternative(trial, place, sae), explained, limits)
     if place.position is None and place.head is None:
         losses = splice_losses(trial.model, trial.prompts, place, sae, y.mean(0), trial.batch_size, trial.clean)
         figures["loss recovered"] = losses.recovered
