@@ -152,7 +152,7 @@ def hooks_of(
         known = _points[model] = WeakValueDictionary(model.hook_dict)
     return known
 
-# %% ../../nbs/1_core/12_activations.ipynb #8b3f242c
+# %% ../../nbs/1_core/12_activations.ipynb #b8e9acd9
 def _require(known, hook: str):
     "An error if a hook is not among those of the model."
     if hook in known: return
@@ -544,7 +544,7 @@ class _Part:
         "That of a run with edits at some nodes."
         layer = None if start is None or not nodes else start.start_below(min(node.layer for node in nodes))
         if layer is None: return cls(prompts)
-        tokens = None if start.whole else _window(prompts, nodes)
+        start, tokens = start.from_layer(layer), None if start.whole else _window(prompts, nodes)
         if tokens is None: return cls(prompts, start, layer)
         positions = {role: prompts.index(role) - tokens[:, 0] for role in {"END", *(node.position for node in nodes)}}
         return cls(Prompts(prompts.tokens.gather(1, tokens), positions), start, layer, tokens)

@@ -6,7 +6,7 @@
 __all__ = ['CleanLayer', 'CleanRun', 'gather_tokens', 'share_of_tokens', 'uncounted', 'skipping', 'computing', 'outputs_of',
            'why_whole', 'recording', 'joined', 'LogitDifference', 'unembedding_only', 'can_narrow']
 
-# %% ../../nbs/1_core/11_cone.ipynb #6cfe20b5
+# %% ../../nbs/1_core/11_cone.ipynb #10f8e1ee
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% ../../nbs/1_core/11_cone.ipynb #84dc1f08
+# %% ../../nbs/1_core/11_cone.ipynb #57995b78
 @dataclass(frozen=True)
 class CleanLayer:
     "What one block was given in a clean run."
@@ -63,6 +63,12 @@ class CleanRun:
         layers = {number: layer.at(rows) for number, layer in self.layers.items()}
         return replace(self, tokens=self.tokens[rows], layers=layers)
 
+    def from_layer(self, start: int) -> "CleanRun":
+        "What runs that start at this layer need of it."
+        layers = {number: layer for number, layer in self.layers.items() if number >= start}
+        rest = {number: replace(layer, stream=None) for number, layer in layers.items() if number > start}
+        return replace(self, layers=layers | rest)
+
     def without_keys(self) -> "CleanRun":
         "The same, kept in less memory: runs must compute all tokens from their layer on."
         starts = {number: CleanLayer(stream) for number, stream in self.starts.items()}
@@ -77,7 +83,7 @@ class CleanRun:
         starts = ", ".join(map(str, self.starts))
         return f"CleanRun({len(self)} prompts, from layers {starts}, {tokens}, {self.nbytes / 2**20:.1f} MiB)"
 
-# %% ../../nbs/1_core/11_cone.ipynb #f21109c4
+# %% ../../nbs/1_core/11_cone.ipynb #45f2a2fb
 _CACHES = ("past_key_values", "layer_past", "past_kv_cache_entry")  # what blocks call their cache
 _BY_TOKEN = {"position_embeddings": 1, "position_ids": 1, "cache_position": 1}  # argument -> where its tokens are
 
@@ -118,7 +124,7 @@ def _called_with(model, change):
             stack.callback(handle.remove)
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #2c31d3b0
+# %% ../../nbs/1_core/11_cone.ipynb #aa6295aa
 class _Listening:
     "A cache that is empty, and notes the keys and values of a run."
 
@@ -157,7 +163,7 @@ def _listening(model, starts: Sequence[int], keys: bool) -> Iterator[dict[int, C
         cache = caches[number]
         noted[number] = replace(noted[number], keys=cache.keys, values=cache.values)
 
-# %% ../../nbs/1_core/11_cone.ipynb #994d1e28
+# %% ../../nbs/1_core/11_cone.ipynb #d34e189c
 def gather_tokens(
     x: Tensor,  # with prompts first, or 1 for all
     tokens: Int[Tensor, "prompt token"],
@@ -169,7 +175,7 @@ def gather_tokens(
     index = tokens.to(x.device).view(shape).expand(len(tokens), *x.shape[1:dim], -1, *x.shape[dim + 1:])
     return x.expand(len(tokens), *x.shape[1:]).gather(dim, index)
 
-# %% ../../nbs/1_core/11_cone.ipynb #a602a9ea
+# %% ../../nbs/1_core/11_cone.ipynb #cc46dbc4
 class _Inserting:
     "A cache that has the keys and values of all tokens, and puts new ones in the places of some."
 
@@ -210,7 +216,7 @@ def _at_tokens(clean: CleanLayer, given: dict, n_pos: int, tokens, stream) -> di
         given["attention_mask"] = _seen(clean.given.get("attention_mask"), n_pos, tokens, stream)
     return given
 
-# %% ../../nbs/1_core/11_cone.ipynb #37f4a592
+# %% ../../nbs/1_core/11_cone.ipynb #ff063dd5
 @contextmanager
 def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     "Within it, the attention of a HookedTransformer takes its tokens for those of whole prompts."
@@ -229,7 +235,7 @@ def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     finally:
         for name in ("_make_causal_mask", "apply_rotary"): del vars(attn)[name]
 
-# %% ../../nbs/1_core/11_cone.ipynb #51b0008f
+# %% ../../nbs/1_core/11_cone.ipynb #55e2a453
 _share: ContextVar[float] = ContextVar("share", default=1.0)
 
 
@@ -249,7 +255,7 @@ def uncounted():
     "Within it, a run counts as nothing: it is made to try the model, once."
     return _counted_as(0.0)
 
-# %% ../../nbs/1_core/11_cone.ipynb #fb0aece2
+# %% ../../nbs/1_core/11_cone.ipynb #5cee0791
 @contextmanager
 def skipping(
     model,
@@ -266,7 +272,7 @@ def skipping(
     finally:
         for block in blocks: del vars(block)["forward"]
 
-# %% ../../nbs/1_core/11_cone.ipynb #eda7527a
+# %% ../../nbs/1_core/11_cone.ipynb #c152c1e4
 @contextmanager
 def computing(
     model,
@@ -294,9 +300,9 @@ def computing(
             stack.enter_context(_counted_as(tokens.shape[1] / n_pos))
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #1cab2694
+# %% ../../nbs/1_core/11_cone.ipynb #9c35c165
 _outputs: WeakKeyDictionary = WeakKeyDictionary()  # model -> things that its blocks return
-_reasons: WeakKeyDictionary = WeakKeyDictionary()  # model -> why it computes all tokens, or None
+_reasons: WeakKeyDictionary = WeakKeyDictionary()  # model -> side that it pads on, and why it computes all tokens
 
 
 def _call(model, tokens: Int[Tensor, "prompt pos"]):
@@ -337,7 +343,8 @@ def why_whole(
     tokens: Int[Tensor, "prompt pos"] | None = None,  # to try it on; by default the vocabulary's first
 ) -> str | None:
     "Why runs of a model must compute all tokens; None where those from the first edit on are enough."
-    if model not in _reasons:
+    side = getattr(getattr(model, "tokenizer", None), "padding_side", None)  # by which some models make their masks
+    if model not in _reasons or _reasons[model][0] != side:
         if tokens is None: tokens = torch.arange(min(12, model.cfg.d_vocab, model.cfg.n_ctx))[None]
         tokens = torch.cat([tokens[:1], tokens[:1].flip(1)])
         limit = max(torch.finfo(next(model.parameters()).dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
@@ -345,10 +352,10 @@ def why_whole(
             with uncounted(): off = _off(model, tokens)
         except Exception as error: reason = f"{type(error).__name__}: {error}"  # of any of three libraries
         else: reason = None if off <= limit else f"off by {off:.1e} of the largest logit, more than {limit:.1e}"
-        _reasons[model] = reason
-    return _reasons[model]
+        _reasons[model] = side, reason
+    return _reasons[model][1]
 
-# %% ../../nbs/1_core/11_cone.ipynb #0728b18f
+# %% ../../nbs/1_core/11_cone.ipynb #9a4008a2
 @contextmanager
 def recording(
     model,
@@ -374,7 +381,7 @@ def joined(runs: Sequence[CleanRun]) -> CleanRun:
         layers[number] = replace(first, **parts)
     return replace(runs[0], tokens=torch.cat([run.tokens for run in runs]), layers=layers)
 
-# %% ../../nbs/1_core/11_cone.ipynb #81ae4598
+# %% ../../nbs/1_core/11_cone.ipynb #09bac086
 @dataclass(frozen=True)
 class LogitDifference:
     "A metric: the logit of one token minus that of another."
@@ -397,7 +404,7 @@ class LogitDifference:
         right, wrong = logits.gather(1, self.tokens(rows).to(logits.device)).unbind(1)
         return right - wrong
 
-# %% ../../nbs/1_core/11_cone.ipynb #e6256099
+# %% ../../nbs/1_core/11_cone.ipynb #ca546546
 def _unembedding(model) -> tuple[object, Tensor, Tensor | None]:
     "What unembeds, its rows by token, and its bias."
     part = getattr(model.unembed, "original_component", model.unembed)

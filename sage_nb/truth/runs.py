@@ -139,7 +139,8 @@ def set_up(
     clean = clean or outcomes(model, test, [None, attribute], batch_size=batch_size)
     counterfactual = test.counterfactual(attribute)
     lowest = min(node.layer for node in section.nodes)
-    unedited = unedited or clean_run(model, test.prompts, [lowest], batch_size)
+    if unedited is None: unedited = clean_run(model, test.prompts, [lowest], batch_size)
+    elif (start := unedited.start_below(lowest)) is not None: unedited = unedited.from_layer(start)
     acts = capture(model, test.prompts, section.nodes, batch_size)
     goal = capture(model, counterfactual.prompts, section.nodes, batch_size)
     means = {node: truth[node].mean.expand_as(x) for node, x in acts.items()}
