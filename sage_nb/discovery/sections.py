@@ -169,7 +169,10 @@ def _check_shares(coverage, min_effect):
     proportion("min_effect", min_effect)
 
 
-def _prefix_search(n: int, coverage: float, min_effect: float) -> Generator[list[int], dict[int, Estimate], int]:
+_Tried = dict[int, Estimate]  # length of a prefix -> its effect
+
+
+def _prefix_search(n: int, coverage: float, min_effect: float) -> Generator[list[int], _Tried, tuple[int, _Tried]]:
     "Yields lengths to be tried, is sent their effects, and returns the length that was sought and all that was tried."
     tried = yield [*{1, n}]
     if max(abs(tried[1].value), abs(tried[n].value)) < min_effect: return n, tried
@@ -191,7 +194,7 @@ def _prefixes(
     effects: Callable[[list[Sequence[Node]]], list[Estimate]],  # of some sets of nodes
     coverage: float,
     min_effect: float,
-) -> list[tuple[tuple[Node, ...], dict[int, Estimate]]]:
+) -> list[tuple[tuple[Node, ...], _Tried]]:
     "The shortest prefix of each group; all groups ask for what they need next together."
     searches = [_prefix_search(len(ranked), coverage, min_effect) for ranked in groups]
     asked, found = {i: next(search) for i, search in enumerate(searches)}, {}
@@ -242,7 +245,7 @@ class _Settings:
         whole_number("steps", self.steps)
         whole_number("max_prompts", self.max_prompts, least=2)
 
-# %% ../../nbs/3_discovery/33_sections.ipynb #b8244869
+# %% ../../nbs/3_discovery/33_sections.ipynb #2ef19a75
 @dataclass(frozen=True)
 class _Shared:
     "What the searches for all attributes have in common."
@@ -260,7 +263,7 @@ class _Shared:
         if task.neutral is not None: neutral = capture(model, task.neutral.prompts, nodes, batch_size)
         return cls(dict(zip(attributes, clean.unbind(1))), unedited, neutral)
 
-# %% ../../nbs/3_discovery/33_sections.ipynb #ef427fe9
+# %% ../../nbs/3_discovery/33_sections.ipynb #05fc87ca
 @dataclass(frozen=True)
 class _Search:
     "What it takes to judge any group of nodes for one attribute."
