@@ -71,4 +71,5 @@ if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     for kind, model in build_models(3 if args.quick else 12, "cpu").items():
         table = measure(model, 2 if args.quick else 7)
-        print(f"{kind}, {model.cfg.n_layers} layers\n{table.round({'of a whole pass': 3, 'computed': 3}).to_string()}\n")
+        table = table.round({"of a whole pass": 3, "computed": 3})
+        print(f"{kind}, {model.cfg.n_layers} layers\n{table.to_string()}\n")

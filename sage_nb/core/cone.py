@@ -6,7 +6,7 @@
 __all__ = ['CleanLayer', 'CleanRun', 'gather_tokens', 'share_of_tokens', 'uncounted', 'skipping', 'computing', 'outputs_of',
            'why_whole', 'recording', 'joined', 'LogitDifference', 'unembedding_only', 'can_narrow']
 
-# %% ../../nbs/1_core/11_cone.ipynb #10f8e1ee
+# %% ../../nbs/1_core/11_cone.ipynb #8b8b251a
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% ../../nbs/1_core/11_cone.ipynb #57995b78
+# %% ../../nbs/1_core/11_cone.ipynb #487cc225
 @dataclass(frozen=True)
 class CleanLayer:
     "What one block was given in a clean run."
@@ -33,7 +33,7 @@ class CleanLayer:
         parts = {"stream": self.stream, "keys": self.keys, "values": self.values}
         return replace(self, **{name: None if x is None else x[rows] for name, x in parts.items()})
 
-
+# %% ../../nbs/1_core/11_cone.ipynb #6c38d2c2
 @dataclass(frozen=True)
 class CleanRun:
     "What runs with edits need to know of the clean run of the same prompts."
@@ -83,7 +83,7 @@ class CleanRun:
         starts = ", ".join(map(str, self.starts))
         return f"CleanRun({len(self)} prompts, from layers {starts}, {tokens}, {self.nbytes / 2**20:.1f} MiB)"
 
-# %% ../../nbs/1_core/11_cone.ipynb #45f2a2fb
+# %% ../../nbs/1_core/11_cone.ipynb #8ce2b57b
 _CACHES = ("past_key_values", "layer_past", "past_kv_cache_entry")  # what blocks call their cache
 _BY_TOKEN = {"position_embeddings": 1, "position_ids": 1, "cache_position": 1}  # argument -> where its tokens are
 
@@ -124,7 +124,7 @@ def _called_with(model, change):
             stack.callback(handle.remove)
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #aa6295aa
+# %% ../../nbs/1_core/11_cone.ipynb #dc9b973f
 class _Listening:
     "A cache that is empty, and notes the keys and values of a run."
 
@@ -163,7 +163,7 @@ def _listening(model, starts: Sequence[int], keys: bool) -> Iterator[dict[int, C
         cache = caches[number]
         noted[number] = replace(noted[number], keys=cache.keys, values=cache.values)
 
-# %% ../../nbs/1_core/11_cone.ipynb #d34e189c
+# %% ../../nbs/1_core/11_cone.ipynb #e0785635
 def gather_tokens(
     x: Tensor,  # with prompts first, or 1 for all
     tokens: Int[Tensor, "prompt token"],
@@ -175,7 +175,7 @@ def gather_tokens(
     index = tokens.to(x.device).view(shape).expand(len(tokens), *x.shape[1:dim], -1, *x.shape[dim + 1:])
     return x.expand(len(tokens), *x.shape[1:]).gather(dim, index)
 
-# %% ../../nbs/1_core/11_cone.ipynb #cc46dbc4
+# %% ../../nbs/1_core/11_cone.ipynb #3b72d6b8
 class _Inserting:
     "A cache that has the keys and values of all tokens, and puts new ones in the places of some."
 
@@ -216,7 +216,7 @@ def _at_tokens(clean: CleanLayer, given: dict, n_pos: int, tokens, stream) -> di
         given["attention_mask"] = _seen(clean.given.get("attention_mask"), n_pos, tokens, stream)
     return given
 
-# %% ../../nbs/1_core/11_cone.ipynb #ff063dd5
+# %% ../../nbs/1_core/11_cone.ipynb #4421b087
 @contextmanager
 def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     "Within it, the attention of a HookedTransformer takes its tokens for those of whole prompts."
@@ -235,7 +235,7 @@ def _in_place(attn, n_pos: int, tokens: Int[Tensor, "prompt token"]):
     finally:
         for name in ("_make_causal_mask", "apply_rotary"): del vars(attn)[name]
 
-# %% ../../nbs/1_core/11_cone.ipynb #55e2a453
+# %% ../../nbs/1_core/11_cone.ipynb #a49aba0c
 _share: ContextVar[float] = ContextVar("share", default=1.0)
 
 
@@ -255,7 +255,7 @@ def uncounted():
     "Within it, a run counts as nothing: it is made to try the model, once."
     return _counted_as(0.0)
 
-# %% ../../nbs/1_core/11_cone.ipynb #5cee0791
+# %% ../../nbs/1_core/11_cone.ipynb #563c586f
 @contextmanager
 def skipping(
     model,
@@ -272,7 +272,7 @@ def skipping(
     finally:
         for block in blocks: del vars(block)["forward"]
 
-# %% ../../nbs/1_core/11_cone.ipynb #c152c1e4
+# %% ../../nbs/1_core/11_cone.ipynb #d6b9d1ca
 @contextmanager
 def computing(
     model,
@@ -300,7 +300,7 @@ def computing(
             stack.enter_context(_counted_as(tokens.shape[1] / n_pos))
         yield
 
-# %% ../../nbs/1_core/11_cone.ipynb #9c35c165
+# %% ../../nbs/1_core/11_cone.ipynb #2b1cfa74
 _outputs: WeakKeyDictionary = WeakKeyDictionary()  # model -> things that its blocks return
 _reasons: WeakKeyDictionary = WeakKeyDictionary()  # model -> side that it pads on, and why it computes all tokens
 
@@ -355,7 +355,7 @@ def why_whole(
         _reasons[model] = side, reason
     return _reasons[model][1]
 
-# %% ../../nbs/1_core/11_cone.ipynb #9a4008a2
+# %% ../../nbs/1_core/11_cone.ipynb #66611ea6
 @contextmanager
 def recording(
     model,
@@ -381,7 +381,7 @@ def joined(runs: Sequence[CleanRun]) -> CleanRun:
         layers[number] = replace(first, **parts)
     return replace(runs[0], tokens=torch.cat([run.tokens for run in runs]), layers=layers)
 
-# %% ../../nbs/1_core/11_cone.ipynb #09bac086
+# %% ../../nbs/1_core/11_cone.ipynb #d8c55494
 @dataclass(frozen=True)
 class LogitDifference:
     "A metric: the logit of one token minus that of another."
@@ -404,7 +404,7 @@ class LogitDifference:
         right, wrong = logits.gather(1, self.tokens(rows).to(logits.device)).unbind(1)
         return right - wrong
 
-# %% ../../nbs/1_core/11_cone.ipynb #ca546546
+# %% ../../nbs/1_core/11_cone.ipynb #16098717
 def _unembedding(model) -> tuple[object, Tensor, Tensor | None]:
     "What unembeds, its rows by token, and its bias."
     part = getattr(model.unembed, "original_component", model.unembed)

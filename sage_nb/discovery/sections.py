@@ -209,7 +209,7 @@ def _prefixes(
                 del asked[i]
     return [found[i] for i in range(len(groups))]
 
-
+# %% ../../nbs/3_discovery/33_sections.ipynb #9bf1010a
 def shortest_prefix(
     ranked: Sequence[Node],  # most important first
     effect: Callable[[Sequence[Node]], Estimate],
@@ -245,7 +245,7 @@ class _Settings:
         whole_number("steps", self.steps)
         whole_number("max_prompts", self.max_prompts, least=2)
 
-# %% ../../nbs/3_discovery/33_sections.ipynb #2ef19a75
+# %% ../../nbs/3_discovery/33_sections.ipynb #b342721a
 @dataclass(frozen=True)
 class _Shared:
     "What the searches for all attributes have in common."
@@ -263,7 +263,7 @@ class _Shared:
         if task.neutral is not None: neutral = capture(model, task.neutral.prompts, nodes, batch_size)
         return cls(dict(zip(attributes, clean.unbind(1))), unedited, neutral)
 
-# %% ../../nbs/3_discovery/33_sections.ipynb #05fc87ca
+# %% ../../nbs/3_discovery/33_sections.ipynb #e257e13d
 @dataclass(frozen=True)
 class _Search:
     "What it takes to judge any group of nodes for one attribute."
