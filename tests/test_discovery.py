@@ -81,7 +81,7 @@ def test_a_task_without_held_out_prompts_has_effects_in_training_only():
     assert found.table()["held out"].isna().all()
 
 
-def test_held_out_effects_cost_three_passes_an_attribute_and_the_reach_of_each_section(monkeypatch):
+def test_held_out_effects_cost_a_clean_run_two_passes_an_attribute_and_the_reach_of_each_section(monkeypatch):
     planted = planted_circuit()
     task = planted.task(64)
     held_out = len(task.test) / len(task.train)  # one pass of the held-out prompts, in passes of the others
@@ -95,8 +95,8 @@ def test_held_out_effects_cost_three_passes_an_attribute_and_the_reach_of_each_s
         width = (prompts.index("END") - prompts.index(section.position)).max() + 1  # tokens that are computed
         patched += (1 - min(node.layer for node in section.nodes) / layers) * width / prompts.tokens.shape[1]
     reading = sum(max(node.layer for s in found.of(a) for node in s.nodes) + 1 for a in found.scores) / layers
-    per_attribute = 2  # a clean metric, a clean run to start from
-    assert both.forward - alone.forward == pytest.approx((2 * per_attribute + reading + patched) * held_out)
+    clean = 1 + 2  # a clean run to start from, and each attribute's clean metric
+    assert both.forward - alone.forward == pytest.approx((clean + reading + patched) * held_out)
     assert both.backward == alone.backward
 
 

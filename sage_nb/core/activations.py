@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sage_nb.core.cone import (
-    CleanRun, LogitDifference, can_narrow, computing, joined, outputs_of, recording, share_of_tokens, skipping,
+    CleanRun, LogitDifference, can_narrow, computing, holding, joined, outputs_of, recording, share_of_tokens, skipping,
     unembedding_only)
 
 # %% ../../nbs/1_core/12_activations.ipynb #297b4f60
@@ -363,14 +363,11 @@ def _digest(x): return blake2b(x.cpu().contiguous().numpy().tobytes(), digest_si
 _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)
 
 # %% ../../nbs/1_core/12_activations.ipynb #761fa4dc
-@contextmanager
 def remembered(
     most: int = 2**31,  # bytes to keep
 ):
     "Within it, an activation that was captured once is not captured again, as long as the model is the same."
-    token = _memory.set(_Memory(most))
-    try: yield
-    finally: _memory.reset(token)
+    return holding(_memory, _Memory(most))
 
 
 def _recall(model, batch, nodes):

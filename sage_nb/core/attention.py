@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .activations import Node, absence, n_heads
+from .activations import Node, absence, hooks_of, n_heads
 
 # %% ../../nbs/1_core/13_attention.ipynb #5a1f0c02
 def key_head(
@@ -155,7 +155,7 @@ def reads(
     layer: int,
 ) -> list[Node]:
     "What must be known of a run; an error if the layer has no queries."
-    reason, known = absence(model, "q", layer), model.hook_dict
+    reason, known = absence(model, "q", layer), hooks_of(model)
     if reason: _refuse(f"layer {layer} has no queries to be seen: {reason}")
     tables = [site for site in ("cos", "sin") if Node(site, layer).hook in known]
     return [Node(site, layer) for site in ("q", "k", "scores", "pattern", *tables)]

@@ -21,8 +21,9 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.activations import (
-    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, n_heads, run_each)
+from sage_nb.core.activations import (
+    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, hooks_of, n_heads,
+    run_each)
 from ..core.cone import LogitDifference
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import intervals
@@ -72,7 +73,7 @@ def exact_effects(
     batch_size: int = 64,
     progress: bool = False,
 ) -> Effects:
-    "The true effects: one forward pass per node, from the node's layer on."
+    "The true effects: one run per node, from the node's layer and token on."
     there = capture(model, contrast.cf, nodes, batch_size)
     clean, patched = run_each(model, contrast.prompts, contrast.metric, there, batch_size, progress)
     return Effects(clean, patched - clean[:, None])
@@ -285,7 +286,7 @@ def _layers(model, site: str) -> list[int]:
 def sites_of(model) -> list[str]:
     "The sites that a model has, if not in every layer."
     require_model(model)
-    hooks = model.hook_dict
+    hooks = hooks_of(model)
     return [site for site in SITES if any(Node(site, layer).hook in hooks for layer in _layers(model, site)[:1])]
 
 

@@ -8,6 +8,7 @@ __all__ = ['CrossSection', 'CrossSections', 'JointEffects', 'shortest_prefix', '
 # %% ../../nbs/3_discovery/33_sections.ipynb #6aacfc3f
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 
 import pandas as pd
@@ -134,11 +135,14 @@ class JointEffects:
     batch_size: int
 
     @classmethod
-    def of(cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int = 64) -> "JointEffects":
-        "Of any of the nodes."
+    def of(
+        cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int = 64, unedited: CleanRun | None = None,
+    ) -> "JointEffects":
+        "Of any of the nodes; with a clean run of the prompts, if there is one already."
         there = capture(model, contrast.cf, nodes, batch_size)
         clean = run(model, contrast.prompts, contrast.metric, batch_size=batch_size)
-        unedited = clean_run(model, contrast.prompts, {node.layer for node in nodes}, batch_size)
+        if unedited is None:
+            unedited = clean_run(model, contrast.prompts, {node.layer for node in nodes}, batch_size)
         return cls(model, contrast, there, clean, unedited, batch_size)
 
     def shares(self, sets: Iterable[Sequence[Node]]) -> list[Estimate]:
@@ -281,26 +285,31 @@ class _Search:
         if shared.neutral is not None: neutral = replace(joint, there=shared.neutral)
         return cls(scores, joint, neutral, settings)
 
+    @cached_property
+    def score(self) -> dict[Node, float]:
+        "What attribution sees in each node, as a share of the clean metric."
+        return dict(zip(self.scores.nodes, self.scores.share.tolist()))
+
+    @cached_property
     def groups(self) -> dict[tuple[str, str], list[Node]]:
         "The nodes of each site and position, ranked."
-        score, groups = dict(zip(self.scores.nodes, self.scores.share.tolist())), {}
-        for node in score: groups.setdefault((node.site, node.position), []).append(node)
-        return {place: sorted(nodes, key=lambda node: -abs(score[node])) for place, nodes in groups.items()}
+        groups = {}
+        for node in self.score: groups.setdefault((node.site, node.position), []).append(node)
+        return {place: sorted(nodes, key=lambda node: -abs(self.score[node])) for place, nodes in groups.items()}
 
+    @cached_property
     def seen(self) -> dict[tuple[str, str], float]:
-        "What attribution sees in each group, in all its nodes together, as a share of the clean metric."
-        score = dict(zip(self.scores.nodes, self.scores.share.abs().tolist()))
-        return {place: sum(score[node] for node in nodes) for place, nodes in self.groups().items()}
+        "What attribution sees in each group, in all its nodes together."
+        return {place: sum(abs(self.score[node]) for node in nodes) for place, nodes in self.groups.items()}
 
     def candidates(self) -> list[CrossSection]:
         "Of each group in which there is something, the prefix that may be a cross-section, if it has no fault."
-        score, groups, seen = dict(zip(self.scores.nodes, self.scores.share.tolist())), self.groups(), self.seen()
-        least, some = min(self.settings.negligible, max(seen.values())), []
-        groups = {place: ranked for place, ranked in groups.items() if seen[place] >= least}
+        least, some = min(self.settings.negligible, max(self.seen.values())), []
+        groups = {place: ranked for place, ranked in self.groups.items() if self.seen[place] >= least}
         coverage, min_effect = self.settings.coverage, self.settings.min_effect
         prefixes = _prefixes(list(groups.values()), self.joint.shares, coverage, min_effect)
         for (site, position), (nodes, curve), noise in zip(groups, prefixes, self.noise(prefixes)):
-            scores = tuple(score[node] for node in nodes)
+            scores = tuple(self.score[node] for node in nodes)
             some.append(CrossSection(self.scores.attribute, site, position, nodes, scores, curve, noise))
         return some
 
@@ -328,7 +337,7 @@ def _table_of_dropped(searches: dict[str, tuple[_Search, list[CrossSection]]], m
     columns, rows, unknown = ["attribute", "site", "position", "effect", "lo", "hi", "reason"], [], [float("nan")] * 3
     for attribute, (search, candidates) in searches.items():
         patched = {(c.site, c.position): c for c in candidates}
-        for place, share in search.seen().items():
+        for place, share in search.seen.items():
             if place not in patched:
                 reason = f"not patched: attribution sees {share:.2%} of the clean metric in all its nodes together"
                 rows.append((attribute, *place, *unknown, reason))
@@ -347,10 +356,12 @@ def _training_prompts(task: Task, max_prompts: int) -> Task:
 def _judged(model, task: Task, kept: list[CrossSection], max_prompts: int, batch_size: int) -> list[CrossSection]:
     "The cross-sections with their effects on held-out prompts, if the task has at least two."
     judges, joint = task.test[:max_prompts], {}
-    if len(judges) < 2: return kept
+    if len(judges) < 2 or not kept: return kept
+    layers = {node.layer for section in kept for node in section.nodes}
+    unedited = clean_run(model, judges.prompts, layers, batch_size)
     for attribute in dict.fromkeys(s.attribute for s in kept):
         nodes = [node for s in kept if s.attribute == attribute for node in s.nodes]
-        effects = JointEffects.of(model, Contrast.of(judges, attribute), nodes, batch_size)
+        effects = JointEffects.of(model, Contrast.of(judges, attribute), nodes, batch_size, unedited)
         joint[attribute] = iter(effects.shares(s.nodes for s in kept if s.attribute == attribute))
     return [replace(s, held_out=next(joint[s.attribute])) for s in kept]
 

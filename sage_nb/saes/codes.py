@@ -9,7 +9,6 @@ __all__ = ['LATENT_BLOCK', 'MOST_FORMED', 'CENTRED', 'NORMALISATIONS', 'Codes', 
 
 # %% ../../nbs/5_saes/51_codes.ipynb #269e0d37
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from ..core.activations import HEAD_SITES, SITES, Node
+from ..core.cone import holding
 from ..core.digest import depends_on, digest_of
 
 # %% ../../nbs/5_saes/51_codes.ipynb #cdc88123
@@ -477,14 +477,11 @@ def _weight(block) -> int:
 _memory: ContextVar[_Memory | None] = ContextVar("memory of codes", default=None)
 
 
-@contextmanager
 def remembered_codes(
     most: int = 2**30,  # bytes to keep
 ):
     "Within it, an SAE encodes each activation once."
-    token = _memory.set(_Memory(most))
-    try: yield
-    finally: _memory.reset(token)
+    return holding(_memory, _Memory(most))
 
 # %% ../../nbs/5_saes/51_codes.ipynb #ce1af7bc
 @patch

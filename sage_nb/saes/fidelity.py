@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.activations import Node, Prompts, absence, capture, check_model, prompt_losses
+from ..core.activations import Node, Prompts, absence, capture, check_model, hooks_of, prompt_losses
 from ..core.models import EMBEDDED, same_model
 from .adapters import MLP_READS, WRITTEN
 from .codes import CENTRED, Codes, SparseSAE
@@ -197,7 +197,7 @@ def _rivals(model, place: Node) -> list[Node]:
     "The same kind of activation in every layer; of the residual stream, all there is of it."
     sites = STREAM if place.site in STREAM else (place.site,)
     nodes = [place._replace(site=site, layer=layer) for layer in range(model.cfg.n_layers) for site in sites]
-    last, known = model.cfg.n_layers - 1, model.hook_dict
+    last, known = model.cfg.n_layers - 1, hooks_of(model)
     there = [n for n in nodes if n.hook in known and not absence(model, n.site, n.layer)]
     return [n for n in there if n.site != "resid_post" or n.layer == last or n == place]
 
@@ -205,7 +205,7 @@ def _rivals(model, place: Node) -> list[Node]:
 def _other_readings(model, reads: Node) -> list[Node]:
     "What else a transcoder of an MLP may have been made to read."
     nodes = [reads._replace(site=site) for site in dict.fromkeys(MLP_READS.values()) if site != reads.site]
-    return [node for node in nodes if node.hook in model.hook_dict]
+    return [node for node in nodes if node.hook in hooks_of(model)]
 
 
 def _other_start(model, prompts: Prompts) -> Prompts | None:
