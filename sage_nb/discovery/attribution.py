@@ -379,7 +379,7 @@ def exact_patching(
     batch_size: int = 64,
     progress: bool = False,
 ) -> NodeScores:
-    "The true effects of all nodes: one forward pass per node, from the node's layer on."
+    "The true effects of all nodes: one run per node, from the node's layer and token on."
     nodes, batch_size = _inputs(model, task, nodes, batch_size)
     clean, effect = exact_effects(model, Contrast.of(task, attribute), nodes, batch_size, progress)
     return NodeScores(attribute, "exact", nodes, effect, clean)
