@@ -15,7 +15,7 @@ from sage_nb.measures.interpretability import interpret
 from sage_nb.measures.activity import activity
 from sage_nb.discovery.sections import find_cross_sections
 from sage_nb.report.evaluation import evaluate
-from sage_nb.report.plots import plot_control, plot_discovery, plot_edits, plot_faithfulness
+from sage_nb.views.plots import plot_control, plot_discovery, plot_edits, plot_faithfulness
 from sage_nb.report.report import SageReport
 from sage_nb.saes.composition import composition, interactions
 from sage_nb.saes.reconstruction import ProjectionSettings, decompose, reconstruct

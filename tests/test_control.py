@@ -17,7 +17,7 @@ from sage_nb.measures.control import (
     gather_control, isolation, run_edits, summarise_control)
 from sage_nb.measures.edits import LatentEdits, choose_edits, find_edits, greedy, read_latents, shares
 from sage_nb.report.trials import Settings, try_section
-from sage_nb.report.plots import plot_control
+from sage_nb.views.plots import plot_control
 from sage_nb.saes.baselines import identity_sae
 from sage_nb.saes.reconstruction import Decomposition, decompose
 from sage_nb.saes.sets import SAESet

@@ -23,7 +23,7 @@ from sage_nb.measures.units import name_units
 from sage_nb.report.evaluation import SKYLINE, evaluate
 from sage_nb.report.trials import (
     FLOOR, IDENTITY, Settings, baselines, coordinates, planted, section_weight, try_section, twin_name)
-from sage_nb.report.plots import to_html
+from sage_nb.views.plots import to_html
 from sage_nb.report.report import SageReport
 from sage_nb.saes.codes import SparseSAE
 from sage_nb.saes.fidelity import check_saes
