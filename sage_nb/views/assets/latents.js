@@ -42,7 +42,8 @@ sage.register("latents", (root, data, tools) => {
   }
   function cell(panel, latent, row, column, now) {
     const x = column.at(latent, row);
-    const shown = x === null || Math.abs(x) < 0.095 ? "" : fixed(x).replace(/^(−?)0\./, "$1.");
+    const digits = Math.abs(x) < 0.995 ? fixed(x).replace(/^(−?)0\./, "$1.") : tools.number(x, 1);
+    const shown = x === null || Math.abs(x) < 0.095 ? "" : digits;
     const named = column.latent === latent.name;
     const pressed = now.row === row && (column.i === undefined ? column.name === state.get("value") : now.column === column.i);
     const said = column.kind === "f1" ? `F1 ${fixed(x)}` : `effect ${fixed(x)}`;
