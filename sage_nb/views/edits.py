@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_LIKELY', 'WAYS', 'likeliest', 'Move', 'Way', 'greedy_way', 'named_way', 'edit_panel', 'edits_explorer']
 
-# %% ../../nbs/7_views/76_edits.ipynb #98fece87
+# %% ../../nbs/7_views/76_edits.ipynb #10168ede
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,9 +24,9 @@ from ..saes.sets import SAESet
 from ..truth.features import Features
 from ..truth.runs import Workbench, editable, edited_attributes, run_in_turn
 from .explorers import Explorer, quantised, table_of
-from .latents import in_turn
+from .latents import in_turn, shown_tokens
 
-# %% ../../nbs/7_views/76_edits.ipynb #e229e741
+# %% ../../nbs/7_views/76_edits.ipynb #d723a3f0
 MOST_LIKELY = 5  # tokens
 
 
@@ -50,7 +50,7 @@ def likeliest(
     texts = [[model.tokenizer.decode([int(token)]) for token in row] for row in tokens]
     return [[list(pair) for pair in zip(*pairs)] for pairs in zip(texts, quantised(probabilities))]
 
-# %% ../../nbs/7_views/76_edits.ipynb #efda1ed3
+# %% ../../nbs/7_views/76_edits.ipynb #ac3c2257
 WAYS = ("by name", "greedy")
 
 
@@ -92,7 +92,7 @@ def greedy_way(
     acts = [{node: e.edit(bench.acts[node], k) for node, e in edits.items()} for k in NAMED_KS]
     return Way(acts, _greedy_moves(edits, {node: some.saes for node, some in source.items()}))
 
-# %% ../../nbs/7_views/76_edits.ipynb #6b0a1f00
+# %% ../../nbs/7_views/76_edits.ipynb #3b481054
 def _rankings(read: NamedUnits, attribute: str) -> list[np.ndarray]:
     "For each value the units that have its name, those that are exchanged."
     names = read.names[attribute]
@@ -130,16 +130,17 @@ def named_way(
     at_nodes = [_named_at(node, some, bench.truth[node][bench.section.attribute], bench, rows) for node, some in read.items()]
     return Way(acts, [sorted(sum(of_prompt, [])) for of_prompt in zip(*at_nodes)])
 
-# %% ../../nbs/7_views/76_edits.ipynb #075da011
+# %% ../../nbs/7_views/76_edits.ipynb #71b99a90
 def _prompts(bench: Workbench) -> list[dict]:
     "Each prompt, its counterfactual, and what is asked of it."
     task, other, decode = bench.task, bench.counterfactual, bench.model.tokenizer.decode
     ends, prompts = task.prompts.index("END").tolist(), []
     for i, end in enumerate(ends):
-        roles = {int(index[i]): role for role, index in task.prompts.positions.items()}
+        tokens, first = shown_tokens(task.strings[i], end)
+        roles = {str(int(index[i]) - first): role for role, index in task.prompts.positions.items() if index[i] >= first}
         prompts.append({
-            "tokens": task.strings[i][: end + 1], "roles": roles, "old": task.attributes[bench.section.attribute][i],
-            "new": other.values[i], "counterfactual": other.strings[i][: end + 1] if other.strings else [],
+            "tokens": tokens, "roles": roles, "old": task.attributes[bench.section.attribute][i], "new": other.values[i],
+            "counterfactual": shown_tokens(other.strings[i], end)[0] if other.strings else [],
             "answer": decode([int(task.answers[i])]), "new_answer": decode([int(other.answers[i])])})
     return prompts
 
@@ -178,7 +179,7 @@ def edit_panel(
             "ways": {name: {"moves": _moves(way, latents), "after": _after(few, way)} for name, way in zip(WAYS, ways)},
             "latents": list(latents)}
 
-# %% ../../nbs/7_views/76_edits.ipynb #0d702b34
+# %% ../../nbs/7_views/76_edits.ipynb #9553e1e2
 def _table(panel: dict) -> str:
     "What readers without scripts see: the likeliest token of each run."
     rows, names = [], {"before": "before", "supervised": "supervised edit", "true": "true activations put in"}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALL_SECTIONS', 'SCORE', 'MOST_PAIRS', 'Spread', 'difference', 'in_words', 'pairs_of', 'Cast', 'scorecard_explorer']
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #eb1d8523
+# %% ../../nbs/7_views/77_scorecard.ipynb #555477a2
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -20,7 +20,7 @@ from ..measures.score import (
     PARTS, Comparison, Evidence, check_evidence, over_sections, score_parts, section_scores)
 from .explorers import Explorer, quantised, table_of
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #1b922841
+# %% ../../nbs/7_views/77_scorecard.ipynb #d7954d6a
 ALL_SECTIONS = "all sections"
 SCORE = "score"
 
@@ -61,7 +61,7 @@ class Spread:
         found = iter(estimates(self.value, self.resampled, self.n, within=(0, 1)))
         return {section: {part: next(found) for part in self.parts} for section in self.sections}
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #40fba322
+# %% ../../nbs/7_views/77_scorecard.ipynb #d1a28135
 def difference(
     a: Spread,
     b: Spread,  # in the same sections, on the same prompts
@@ -74,7 +74,7 @@ def difference(
     found = estimates(a.value[0] - b.value[0], a.resampled[:, 0] - b.resampled[:, 0], a.n, within=(-1, 1))
     return Comparison(*names, found[0], dict(zip(a.parts[1:], found[1:])))
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #7a0838f5
+# %% ../../nbs/7_views/77_scorecard.ipynb #9b832e73
 def _by(e: Estimate) -> str:
     "How much, whichever way round."
     lo, hi = sorted((abs(e.lo), abs(e.hi)))
@@ -103,7 +103,7 @@ def in_words(
     if same: text += f" In {_listed(same)} they cannot be told apart."
     return text
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #a9c08042
+# %% ../../nbs/7_views/77_scorecard.ipynb #c6ec2d41
 MOST_PAIRS = 66  # all those of twelve methods
 
 
@@ -117,7 +117,7 @@ def pairs_of(
     pairs = [(b, a) if b in mine and a not in mine else (a, b) for a, b in combinations(names, 2)]
     return sorted(pairs, key=lambda pair: -len(mine.intersection(pair)))[:most]
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #0d0645fd
+# %% ../../nbs/7_views/77_scorecard.ipynb #2ed7cc70
 @dataclass(frozen=True)
 class Cast:
     "What the methods of a scorecard are to each other."
@@ -157,7 +157,7 @@ def _pairs(spreads: Mapping[str, Spread], saes: Iterable[str], most: int) -> lis
         pairs.append({"a": a, "b": b, "words": in_words(found), "parts": {p: _numbers(e) for p, e in parts.items()}})
     return pairs
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #2fc2ee72
+# %% ../../nbs/7_views/77_scorecard.ipynb #1ada9ae6
 def _tables(spreads: Mapping[str, Spread], pairs: list[dict]) -> str:
     "What readers without scripts see."
     whole = {name: spread.estimates[ALL_SECTIONS] for name, spread in spreads.items()}
