@@ -7,7 +7,7 @@ __all__ = ['LAST_TOKENS', 'LONGEST_TOKEN', 'PATTERNS', 'firing', 'Agreement', 't
            'token_activations', 'shown_tokens', 'writes_stream', 'promoted', 'neuronpedia', 'Sizes', 'latent_panel',
            'latents_explorer']
 
-# %% ../../nbs/7_views/75_latents.ipynb #0a7b30c9
+# %% ../../nbs/7_views/75_latents.ipynb #d1ff0f92
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from ..saes.sets import SAESet
 from ..truth.runs import Workbench, compare_edit
 from .explorers import Explorer, quantised, table_of
 
-# %% ../../nbs/7_views/75_latents.ipynb #eca7235a
+# %% ../../nbs/7_views/75_latents.ipynb #c57acca4
 def firing(
     read: Mapping[Node, NamedUnits],  # of `name_units`
 ) -> Activity:
@@ -61,7 +61,7 @@ class Agreement(NamedTuple):
         scores = f1(Hits(*map(torch.as_tensor, (both, on.astype(float), sizes.astype(float)))))
         return cls(scores.numpy(), both / np.maximum(on, 1), both / np.maximum(sizes, 1))
 
-# %% ../../nbs/7_views/75_latents.ipynb #56a1b2c9
+# %% ../../nbs/7_views/75_latents.ipynb #2fe7aea3
 def telling(
     scores: Float[np.ndarray, "latent value"],  # F1
     most: int,  # latents
@@ -73,7 +73,7 @@ def telling(
     chosen = by_best[np.argsort(rank, kind="stable")]
     return chosen[scores[chosen].max(1) > 0][:most]
 
-# %% ../../nbs/7_views/75_latents.ipynb #647a190a
+# %% ../../nbs/7_views/75_latents.ipynb #392fa133
 def in_turn(
     values: Sequence[str],  # of each prompt
     most: int,
@@ -82,7 +82,7 @@ def in_turn(
     rank = pd.Series(list(values)).groupby(list(values)).cumcount()
     return sorted(rank.sort_values(kind="stable").index[:most].tolist())
 
-# %% ../../nbs/7_views/75_latents.ipynb #cf41c054
+# %% ../../nbs/7_views/75_latents.ipynb #04974904
 def _adds(read: NamedUnits, prompts: Int[Tensor, "pair"], place: Node, latents: Int[Tensor, "pair"]):
     "What one latent of an SAE adds to a node in each prompt; 0 where it says nothing."
     test = read.test
@@ -137,7 +137,7 @@ def removal_effects(
     sizes, whole = holds[list(pool)].sum(0), target.cpu()[list(pool)].mean()
     return torch.where((sizes > 0) & (whole > 0), sums / sizes.clamp(min=1) / whole, torch.nan)
 
-# %% ../../nbs/7_views/75_latents.ipynb #12febd8e
+# %% ../../nbs/7_views/75_latents.ipynb #2034823a
 def token_activations(
     model,
     prompts: Prompts,
@@ -156,7 +156,7 @@ def token_activations(
     whole[torch.arange(len(prompts)), prompts.index(reads.position)] = each
     return whole
 
-# %% ../../nbs/7_views/75_latents.ipynb #6db4063e
+# %% ../../nbs/7_views/75_latents.ipynb #2083574a
 LAST_TOKENS, LONGEST_TOKEN = 200, 200  # tokens of a prompt that are shown, up to END; characters of a token
 
 
@@ -169,7 +169,7 @@ def shown_tokens(
     few = strings[first : end + 1]
     return [token if len(token) <= LONGEST_TOKEN else f"{token[:LONGEST_TOKEN]}…" for token in few], first
 
-# %% ../../nbs/7_views/75_latents.ipynb #88fe4e70
+# %% ../../nbs/7_views/75_latents.ipynb #cafcd2ac
 def writes_stream(sae: SparseSAE) -> bool:
     "Whether an SAE's directions are directions of the residual stream."
     return sae.node.site not in HEAD_SITES
@@ -190,7 +190,7 @@ def promoted(
     raised = logits(directions) - logits(torch.zeros_like(directions[:1]))
     return [[model.tokenizer.decode([token]) for token in row] for row in raised.topk(k).indices.tolist()]
 
-# %% ../../nbs/7_views/75_latents.ipynb #1432fdb2
+# %% ../../nbs/7_views/75_latents.ipynb #f2c8b711
 def neuronpedia(
     sae: SparseSAE,
     latent: int,
@@ -200,7 +200,7 @@ def neuronpedia(
     if not isinstance(place, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", place): return None
     return f"https://www.neuronpedia.org/{place}/{latent}"
 
-# %% ../../nbs/7_views/75_latents.ipynb #aca6e3fa
+# %% ../../nbs/7_views/75_latents.ipynb #4e8e7602
 PATTERNS = {
     "own latent": "one dark cell in the column: a latent that is on when the value holds and hardly else.",
     "fires, carries little": "one dark cell: the latent is on at the right time, but holds less than half of the value's vector.",
@@ -224,7 +224,7 @@ def _by_value(scores: Float[np.ndarray, "latent value"]) -> Int[np.ndarray, "lat
     "The order in which rows follow the columns: by the value that each answers to best, clearest first."
     return np.lexsort((-scores.max(1), scores.argmax(1)))
 
-# %% ../../nbs/7_views/75_latents.ipynb #8ebb1a6f
+# %% ../../nbs/7_views/75_latents.ipynb #b56fcb63
 class Sizes(NamedTuple):
     "How much is shown."
     latents: int = 48
@@ -270,7 +270,7 @@ def _commonest(values: pd.Series, most: int) -> list[str]:
     "The commonest values, in alphabetical order."
     return sorted(values.value_counts(sort=True).index[:most])
 
-# %% ../../nbs/7_views/75_latents.ipynb #e71ed5cf
+# %% ../../nbs/7_views/75_latents.ipynb #87fa000a
 def _values(frame: _Frame, why: Mapping[str, Mapping]) -> list[dict]:
     "What is known of each value."
     sizes = frame.bench.task.attributes[frame.bench.section.attribute].value_counts()
@@ -328,7 +328,7 @@ def _words(frame: _Frame) -> dict[int, dict]:
         for i, tokens in zip(mine, promoted(frame.bench.model, directions)): found[i]["promotes"] = tokens
     return found
 
-# %% ../../nbs/7_views/75_latents.ipynb #24060e81
+# %% ../../nbs/7_views/75_latents.ipynb #0a878255
 def _latents(frame: _Frame) -> list[dict]:
     "What is known of each latent."
     effects = removal_effects(frame.bench, frame.read, frame.active, frame.latents, frame.pool, frame.names)
@@ -365,7 +365,7 @@ def latent_panel(
             "prompts": _prompts(frame), "left_out": {"values": n_values - len(frame.names),
                                                      "latents": len(frame.active) - len(frame.latents)}}
 
-# %% ../../nbs/7_views/75_latents.ipynb #6ac11731
+# %% ../../nbs/7_views/75_latents.ipynb #e500add2
 def _table(panel: dict) -> str:
     "What readers without scripts see: of each value its best latent."
     rows = []
