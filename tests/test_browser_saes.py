@@ -67,7 +67,7 @@ def an_edit_panel(sae="topk", section="IO:z@END", old=" Mary", new=" John"):
     after = {"by name": [old, new, new, new], "greedy": [new] * 4}
     moves = {"by name": [[0, 0, "L1H0.z@END", 0], [1, 1, "L1H0.z@END", 1]], "greedy": [[0, 1, "L1H0.z@END", 1]]}
     prompt = {"tokens": ["When", old, " went"], "roles": {"1": "IO", "2": "END"}, "old": old, "new": new,
-              "counterfactual": ["When", new, " went"], "answer": old, "new_answer": new}
+              "counterfactual": ["When", new, " went"]}
     other = prompt | {"tokens": ["So", old, " came"], "counterfactual": []}
     edges = {"before": old, "supervised": new, "true": new, "prompt": new}
     return {"sae": sae, "section": section, "attribute": "IO", "ks": [0, 1, 2, 4, 8], "prompts": [prompt, other],
