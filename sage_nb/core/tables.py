@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LINES', 'shortened', 'few', 'few_lines', 'shown', 'text_table', 'Html', 'html_table', 'html_lines']
 
-# %% ../../nbs/1_core/19_tables.ipynb #e751b715
+# %% ../../nbs/1_core/19_tables.ipynb #711a5dd1
 from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/1_core/19_tables.ipynb #20bb1181
+# %% ../../nbs/1_core/19_tables.ipynb #815b04d1
 LINES = 30  # that the text of an object may have
 
 
@@ -44,7 +44,7 @@ def few_lines(
     if len(lines) <= most: return "\n".join(lines)
     return "\n".join([*lines[:most - 1], f"… and {len(lines) - most + 1} more lines"])
 
-# %% ../../nbs/1_core/19_tables.ipynb #f7686c56
+# %% ../../nbs/1_core/19_tables.ipynb #c526d3f9
 def shown(
     value,
     digits: int = 2,  # after the point
@@ -54,7 +54,7 @@ def shown(
     if isinstance(value, (list, tuple, dict, set)): return str(value)
     if value is None or value is pd.NA or value != value: return "–"
     if isinstance(value, (bool, np.bool_)): return "yes" if value else "no"
-    if isinstance(value, (float, np.floating)): return f"{float(value):.{digits}f}"
+    if isinstance(value, (float, np.floating)): return f"{round(float(value), digits) + 0.0:.{digits}f}"  # no -0.00
     return str(value)
 
 
@@ -75,7 +75,7 @@ def _has_names(frame: pd.DataFrame) -> bool:
     "Whether the index says anything."
     return not (isinstance(frame.index, pd.RangeIndex) and frame.index.name is None)
 
-# %% ../../nbs/1_core/19_tables.ipynb #a87390a7
+# %% ../../nbs/1_core/19_tables.ipynb #123efcc5
 _HEAD = "<div class='sage-table' role='region' tabindex='0' aria-label='{about}' style='overflow-x:auto'><table>"
 
 
@@ -89,7 +89,8 @@ def _cell(value, digits: int, width: int) -> str:
     if not isinstance(value, (str, list, tuple, dict, set)): return f"<td style='text-align:right'>{escape(text)}</td>"
     cut = shortened(text, width)
     title = "" if cut == text else f" title='{escape(shortened(text, 1000))}'"
-    return f"<td style='text-align:left'{title}><bdi>{escape(cut)}</bdi></td>"
+    wide = ";min-width:14em" if len(cut) > 30 else ";white-space:nowrap"
+    return f"<td style='text-align:left{wide}'{title}><bdi>{escape(cut)}</bdi></td>"
 
 
 def _names(names, scope: str, digits: int = 2) -> str:

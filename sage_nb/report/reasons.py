@@ -74,7 +74,7 @@ def dense_reason(
     if abs(1 - everything) > 0.25 or some >= 0.5: return []
     return [f"faithful only when dense: {some:.2f} with {SPARSE_KS[1]} latents"]
 
-# %% ../../nbs/8_report/80_reasons.ipynb #635063ac
+# %% ../../nbs/8_report/80_reasons.ipynb #209a63e0
 _GOOD = {"faithfulness": "faithful", "control": "controllable", "coverage": "covered"}
 _BAD = {"faithfulness": "few latents do not do what the activation does",
         "control": "exchanging the named latents does not turn the model as the values do",
@@ -108,11 +108,17 @@ def parts_in_words(
     return f"{_capital(_joined(good))}, but {_joined(bad)}"
 
 
-def _such(form: str, rows: pd.DataFrame) -> str:
-    "Examples of a form."
-    said = [f"{value}: {reason.removeprefix('merged with ').removeprefix('split into ')}" if form in ("split", "merged")
-            else str(value) for value, reason in zip(rows["value"], rows["reason"])]
-    return few([shortened(text, 40) for text in said], 3)
+_MOST_SUCH = 3  # examples
+
+
+def _such(rows: pd.DataFrame) -> str:
+    "Examples of a form: `Anna with Jane`, `Tom into 2`, or the value alone."
+    said = []
+    for value, reason in list(zip(rows["value"], rows["reason"]))[:_MOST_SUCH]:
+        more = reason.removeprefix("merged ") if reason.startswith("merged") else reason.removeprefix("split ")
+        told = more != reason and more != "into 1"  # of which several are needed only now and then
+        said.append(f"{shortened(value, 24)} {shortened(more, 30)}" if told else shortened(value, 24))
+    return ", ".join([*said, "…"] if len(rows) > _MOST_SUCH else said)
 
 
 def values_in_words(
@@ -124,10 +130,10 @@ def values_in_words(
     counts = []
     for form in dict.fromkeys(("own latent", *FORMS)):
         if not (n := int((forms == form).sum())): continue
-        counts.append(_BECOME[form].format(n=n, such=_such(form, values[forms == form]), **(_ONE if n == 1 else _MANY)))
+        counts.append(_BECOME[form].format(n=n, such=_such(values[forms == form]), **(_ONE if n == 1 else _MANY)))
     return f"Of {len(values)} values {_joined(counts)}"
 
-# %% ../../nbs/8_report/80_reasons.ipynb #a4dd3030
+# %% ../../nbs/8_report/80_reasons.ipynb #c2efeb37
 def evaluated(report) -> list[str]:
     "The names of the sets that were scored, baselines left out."
     return [name for name in report.settings["saes"] if name in set(report.scores["sae"])]
@@ -158,8 +164,8 @@ def _weakest_line(report, name: str) -> str:
     section = parts["score"].idxmin()
     why, some = parts_in_words(parts.loc[section]), _values_of(report, name, section)
     found = f"{why[0].lower()}{why[1:]}" + (f". {values_in_words(some)}" if len(some) else "")
-    at = f"It is weakest at {section} ({parts['score'].min():.2f})"
-    return f"{at if len(parts) > 1 else 'Its one section is ' + section}: {found}"
+    at = f"weakest at {section} ({parts['score'].min():.2f})" if len(parts) > 1 else f"judged at {section} alone"
+    return f"{name} is {at}: {found}"
 
 
 def _values_of(report, name: str, section: str) -> pd.DataFrame:
@@ -184,14 +190,14 @@ def verdict(
     scores = {name: row["score"] for name, row in rows.items()}
     names, lines = sorted(evaluated(report), key=lambda name: -scores[name]), []
     for name in names[:5]:
-        line = [_score_line(report, name, rows[name]), _beside_line(report, name, scores), _weakest_line(report, name)]
-        lines.append(". ".join(line) + ".")
+        lines.append(f"{_score_line(report, name, rows[name])}. {_beside_line(report, name, scores)}.")
+        lines.append(f"{_weakest_line(report, name)}.")
     if len(names) > 5: lines.append(f"{len(names) - 5} more sets score lower; the scorecard has all of them.")
     if 1 < len(names) <= 5: lines += [f"{line}." for line in _ranked(report, names)]
     refused = [name for name in dict.fromkeys(report.fit.get("set", ())) if name not in scores]
     return lines + [f"{name} was refused, and has no score: it does not fit the model." for name in refused]
 
-# %% ../../nbs/8_report/80_reasons.ipynb #cbd35c7c
+# %% ../../nbs/8_report/80_reasons.ipynb #7dc11516
 def _when_dense(report, name: str, section: str) -> list[str]:
     "Whether few latents do much less than all, from the table."
     rows = report.table[(report.table["sae"] == name) & (report.table["section"] == section)]
@@ -217,7 +223,7 @@ def explanations(
     table = pd.DataFrame(rows, columns=["set", "section", "score", "what", "values", "also"])
     return table.sort_values(["set", "score"], kind="stable").reset_index(drop=True)
 
-# %% ../../nbs/8_report/80_reasons.ipynb #6b90fb4a
+# %% ../../nbs/8_report/80_reasons.ipynb #d2bd9d08
 def _few_sections(report) -> Iterator[str]:
     n, total = int(report.sections["counts"].sum()), len(report.sections)
     verb = "counts" if n == 1 else "count"
@@ -249,12 +255,14 @@ def _told_by_the_token(report) -> Iterator[str]:
 def _counted_twice(report) -> Iterator[str]:
     counted = _counted(report)
     if "same path as" not in counted: return
+    paths = set()
     for row in counted[counted["same path as"].fillna("") != ""].to_dict("records"):
         others = [name for name in row["same path as"].split(", ") if name in set(counted["section"])]
-        if others and row["section"] < min(others):
-            yield f"{row['section']} and {_joined(others)} are stages of one path: they are hardly independent findings."
+        if others: paths.add(tuple(sorted([row["section"], *others])))
+    if paths: yield (f"{'; '.join(_joined(path) for path in sorted(paths))}: stages of one path each, so hardly "
+                     "independent findings.")
 
-# %% ../../nbs/8_report/80_reasons.ipynb #b23b4c76
+# %% ../../nbs/8_report/80_reasons.ipynb #77f37e0d
 WEAK_TRUTH, ABOVE = 0.7, 1.1  # R² or fraction recovered of the ground truth; what an SAE reaches of what it does
 
 
@@ -283,7 +291,7 @@ def _above(report) -> Iterator[str]:
                    f"({', '.join(f'{part} {x:.2f} times' for part, x in more.items())}): the ground truth is not the "
                    "best there can be, and the score, cut at 1, does not show it.")
 
-# %% ../../nbs/8_report/80_reasons.ipynb #d39421b4
+# %% ../../nbs/8_report/80_reasons.ipynb #b60ee724
 LITTLE, FEW_PROMPTS, WIDE = 0.7, 50, 0.2  # variance explained; held-out prompts; width of an interval
 
 

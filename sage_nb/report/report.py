@@ -168,7 +168,7 @@ def why(self: SageReport) -> pd.DataFrame:
     order = pd.MultiIndex.from_frame(self.values[["set", "section"]].drop_duplicates())
     return table.reindex(index=order, columns=[form for form in FORMS if form in table]).rename_axis(columns=None)
 
-# %% ../../nbs/8_report/81_report.ipynb #9b309f39
+# %% ../../nbs/8_report/81_report.ipynb #632522ae
 @patch
 def verdict(self: SageReport) -> list[str]:
     "What was found, in sentences."
@@ -186,10 +186,10 @@ def explain(self: SageReport) -> pd.DataFrame:  # set, section, score, what, val
     "Why the score of each set is what it is in each section that counts, lowest first."
     return explanations(self)
 
-# %% ../../nbs/8_report/81_report.ipynb #e0922961
+# %% ../../nbs/8_report/81_report.ipynb #eceb5060
 MEANINGS = {
     "score": "mean over cross-sections of the geometric mean of the parts; 1 is what the ground truth reaches",
-    "lo": "lower end of the 95 % interval over prompts", "hi": "upper end of it",
+    "interval": "of 95 % over prompts: where the score of such prompts lies",
     "faithfulness": "does the model do its task with few of the latents?",
     "control": "does exchanging the latents named for a value turn the model as the value does, and nothing else?",
     "coverage": "has each value a latent of its own that carries it?",
@@ -199,7 +199,7 @@ MEANINGS = {
     "held out": "the same on prompts that had no part in the search", "group": "of all nodes of the site there",
     "noise": "of the same nodes patched from a prompt that differs in nothing that matters",
     "weight": "of the section in the score: the held-out effect, at most 1", "counts": "whether it is part of the score",
-    "reason": "why not", "best baseline": "what does best there without knowing a feature",
+    "best baseline": "what does best there without knowing a feature",
     "baseline score": "what that scores", "lexical": "whether the token at the position says the value",
     "same path as": "sections that are other stages of one path",
     "R²": "share of the variance of held-out activations that the ground truth explains",
@@ -207,7 +207,7 @@ MEANINGS = {
     "necessity": "how nearly the model fails without it", "edit effect": "of edits by it, beside true counterfactuals",
     "off-target change": "largest share of prompts in which an edit changes another attribute"}
 
-# %% ../../nbs/8_report/81_report.ipynb #ba2bf2ad
+# %% ../../nbs/8_report/81_report.ipynb #82a7b11e
 _MOST_PAIRS = 8  # comparisons that are drawn
 
 
@@ -227,8 +227,16 @@ def comparisons(self: SageReport) -> list[Comparison]:
     return [*beside, *pairs][:_MOST_PAIRS]
 
 
+def _with_interval(card: pd.DataFrame) -> pd.DataFrame:
+    "The scorecard with one column for both ends of the interval."
+    ends = ["–" if pd.isna(lo) else f"[{lo:.2f}, {hi:.2f}]" for lo, hi in zip(card["lo"], card["hi"])]
+    card = card.drop(columns=["lo", "hi"])
+    card.insert(1 + card.columns.get_loc("score"), "interval", ends)
+    return card
+
+
 def _scores(report: SageReport) -> Iterator[str]:
-    card, look = report.scorecard(), report.looks()
+    card, look = _with_interval(report.scorecard()), report.looks()
     about = "Shares of what the ground truth reaches, with 95 % intervals; floor first, skyline and identity last"
     yield explained(named_table(card, look, about), MEANINGS, card)
     yield picture(plot_score(report.scores, look), "Score with its interval, and the parts that it is made of.")
@@ -239,7 +247,7 @@ def _scores(report: SageReport) -> Iterator[str]:
     yield paragraphs([f"{pair.verdict}: difference {pair.difference}." for pair in pairs])
     yield picture(plot_comparison(pairs), "Paired differences of scores and parts; hollow where the interval includes 0.")
 
-# %% ../../nbs/8_report/81_report.ipynb #b2a38816
+# %% ../../nbs/8_report/81_report.ipynb #77e7e951
 def _causes(report: SageReport) -> Iterator[str]:
     "A paragraph or two for each set and section, worst first."
     table = report.explain()
@@ -285,7 +293,10 @@ def _truth(report: SageReport) -> Iterator[str]:
     wide = wide[[name for name in _CERTIFIED if name in wide]].rename_axis(columns=None)
     yield explained(html_table(wide, "The figures"), MEANINGS, wide)
 
-# %% ../../nbs/8_report/81_report.ipynb #3052a0d9
+# %% ../../nbs/8_report/81_report.ipynb #f8c95592
+_NOT_TABLED = ["attribute", "site", "position", "lo", "hi", "held out lo", "held out hi", "reason"]  # is said elsewhere
+
+
 def _sections(report: SageReport) -> Iterator[str]:
     "Where the attributes are."
     names = [name for name in evaluated(report)[:1] if name in report.evidence]
@@ -294,8 +305,7 @@ def _sections(report: SageReport) -> Iterator[str]:
     yield places({name: f"{parts[name]:.2f}" if name in parts else "" for name in counted}, _left_out(report))
     if names: yield paragraphs([f"The number is the score of {names[0]} there."], "soft")
     if report.discovery is not None: yield paragraphs(report.discovery.missing())
-    columns = [c for c in report.sections if c not in ("attribute", "site", "position", "lo", "hi", "held out lo", "held out hi")]
-    table = report.sections[["section", *(c for c in columns if c != "section")]].set_index("section")
+    table = report.sections.drop(columns=_NOT_TABLED, errors="ignore").set_index("section")
     yield explained(html_table(table, "The cross-sections"), MEANINGS, table)
     if report.discovery is None or not len(report.discovery): return
     yield picture(plot_discovery(report.discovery), "Attribution by layer and head; red: the patch hurts; outlined: chosen.")
@@ -315,14 +325,20 @@ def _has_curves(table: pd.DataFrame, metric: str) -> bool:
 @patch
 def plot(self: SageReport) -> Figure:
     "The bars of test 1."
-    return plot_faithfulness(self.table, look=self.looks())
+    return plot_faithfulness(_drawn(self), look=self.looks())
+
+
+def _drawn(report: SageReport) -> pd.DataFrame:
+    "The table for pictures: sections that do not count say so in their name."
+    names = {name: f"{name} (left out)" for name in _left_out(report)}
+    return report.table.assign(section=report.table["section"].replace(names))
 
 
 def _tests(report: SageReport) -> Iterator[str]:
     "Test by test, by number of latents."
     for metric, caption in _CURVES.items():
         if not _has_curves(report.table, metric): continue
-        yield picture(plot_edits(report.table, metric, report.looks(), columns=3), caption)
+        yield picture(plot_edits(_drawn(report), metric, report.looks(), columns=3), caption)
 
 
 def _diagnostics(report: SageReport) -> Iterator[str]:
@@ -330,12 +346,12 @@ def _diagnostics(report: SageReport) -> Iterator[str]:
     yield paragraphs(["The score is not made of these; they help to understand it."])
     yield picture(report.plot(), "Reconstruction by all latents: what is recovered, and what is lost without it.")
     if _has_curves(report.table, "edit success"):
-        yield picture(plot_edits(report.table, "edit success", report.looks(), columns=3),
+        yield picture(plot_edits(_drawn(report), "edit success", report.looks(), columns=3),
                       "Greedy edits; dotted: no edit, dashed: the supervised edit.")
     if len(report.latents): yield folded("Latents with a clear name", html_table(report.latents, "Clearest first"))
     if len(report.fit): yield folded("Fit of the SAEs", html_table(report.fit, "Figures of each SAE on held-out prompts"))
 
-# %% ../../nbs/8_report/81_report.ipynb #092289ba
+# %% ../../nbs/8_report/81_report.ipynb #8dce5dcd
 def _provenance(report: SageReport) -> Iterator[str]:
     "What is needed to do it again."
     yield folded("Notes", paragraphs(report.notes))

@@ -101,7 +101,7 @@ def plot_curves(
     kept = "; ".join(f"{s.name}: {len(s.nodes)} of {max(s.curve)} nodes, effect {s.effect}" for s in sections)
     return described(fig, f"joint effect against number of nodes patched, per cross-section. Kept: {kept}")
 
-# %% ../../nbs/7_views/71_plots.ipynb #f71c45b7
+# %% ../../nbs/7_views/71_plots.ipynb #e27e1232
 def cosines(dictionary: Dictionary, attributes: Sequence[str] | None = None) -> tuple[np.ndarray, list[tuple[str, str]]]:
     "Cosines between the centred vectors of all values, and the attribute and value of each."
     chosen = [f for f in dictionary.features if attributes is None and not f.is_product or f.name in (attributes or ())]
@@ -136,7 +136,7 @@ def plot_dictionary(
     sizes = ", ".join(f"{name} ({count} values)" for name, count in zip(names, counts))
     return described(fig, f"heatmap of cosines between the vectors of the values of {sizes}")
 
-# %% ../../nbs/7_views/71_plots.ipynb #6d13a744
+# %% ../../nbs/7_views/71_plots.ipynb #d614e6b0
 def _bands(criteria: Criteria) -> dict[str, tuple[float, float]]:
     "Where each measure should lie."
     near = 1 - criteria.tolerance, 1 + criteria.tolerance
@@ -199,7 +199,7 @@ def plot_scores(
     colour_bar(fig, fig.colorbar(image, ax=ax), label)
     return described(fig, f"heatmap of {label}, {len(table)} rows by {table.shape[1]} columns")
 
-# %% ../../nbs/7_views/71_plots.ipynb #092fea63
+# %% ../../nbs/7_views/71_plots.ipynb #08f31fe4
 @styled
 def plot_score(
     scores: pd.DataFrame,  # `SageReport.scores`: sae, score, lo, hi and the parts
@@ -243,7 +243,7 @@ def plot_l0(
     told = "; ".join(f"{name}: L0 {x:.1f}" for name, x in l0.items())
     return described(fig, f"score against number of active latents. {told}")
 
-# %% ../../nbs/7_views/71_plots.ipynb #b48cc406
+# %% ../../nbs/7_views/71_plots.ipynb #1d54622b
 @styled
 def plot_comparison(
     comparisons: Comparison | Sequence[Comparison],
@@ -322,10 +322,10 @@ def plot_control(
     weights, look = table[table.metric == "weight removed"], look or looks(curves.sae)
     fig, axes = panels(2, 2, (3.5, 2.4), sharey=True)
     by_k, by_weight = axes[0]
-    for name, curve in curves.groupby("sae", sort=False):
-        curve(by_k, curve.k, curve, look[name], name)
+    for name, some in curves.groupby("sae", sort=False):
+        curve(by_k, some.k, some, look[name], name)
         weight = weights[weights.sae == name].set_index("k").value
-        by_weight.plot(weight[curve.k], curve.value, **look[name].drawn)
+        by_weight.plot(weight[some.k], some.value, **look[name].drawn)
     _edges(by_k, by_weight, edges, weights)
     doubling(by_k, sorted(curves.k.astype(int).unique()), "k, moves per node")
     by_k.set_ylabel(metric)
@@ -350,7 +350,7 @@ def plot_edits(
     for ax, section in zip(axes.flat, sections):
         here = rows[rows.section == section]
         curves, edges = here[here.k.notna()], here[here.k.isna()]
-        for name, curve in curves.groupby("sae", sort=False): curve(ax, curve.k, curve, look[name], name)
+        for name, some in curves.groupby("sae", sort=False): curve(ax, some.k, some, look[name], name)
         for name, value in zip(edges.sae, edges.value):
             line = {"color": GREY, "ls": ":"} if name == NO_EDIT else {"color": INK, "ls": "--"}
             ax.axhline(value, lw=0.9, **line, label=plain(name))
