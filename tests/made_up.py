@@ -98,7 +98,7 @@ def report(sets=("an SAE",), sections=("IO:z@END", "IO:v@IO", "S:v@S2"), task="i
 
 
 def an_explorer(names):
-    frame = pd.DataFrame({"node": list(names), "effect": [-0.1 * i for i in range(len(names))]})
+    frame = pd.DataFrame({"node": list(names), "effect": [0.1 * i for i in range(len(names))]})
     columns = [{"key": "node", "name": "node"}, {"key": "effect", "name": "effect", "number": True}]
     data = {"caption": "effects", "columns": columns, "rows": quantised(frame)}
     return Explorer("table", "Effects", data, table_of(frame, "effects"))

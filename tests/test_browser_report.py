@@ -36,7 +36,7 @@ def test_it_is_clean_and_as_wide_as_the_window(browse, page, width, dark):  # no
 
 
 def test_a_wide_picture_scrolls_in_itself(browse, page):  # noqa: F811
-    drawing = browse(page, PHONE).locator(".drawing").first
+    drawing = browse(page, PHONE).locator("#cross-sections .drawing").first
     assert drawing.evaluate("e => e.scrollWidth > e.clientWidth && e.clientWidth <= 400")
     drawing.focus()
     assert drawing.evaluate("e => document.activeElement === e")  # and by keyboard

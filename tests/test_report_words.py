@@ -37,7 +37,7 @@ def unwell(whole):
 
 def above(whole):
     kept = [replace(e, planted=e.own, own=e.planted) for e in whole.evidence[X]]
-    return replace(whole, evidence=whole.evidence | {X: kept[:1]})
+    return replace(whole, evidence=whole.evidence | {X: kept[:1], TWIN: whole.evidence[TWIN][:1]})
 
 
 def as_its_twin(whole): return replace(whole, evidence=whole.evidence | {X: whole.evidence[TWIN]})
