@@ -34,7 +34,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     packages=find_packages(include=["sage_nb*"]),
-    package_data={"sage_nb": ["embedded/**/*"]},
+    package_data={"sage_nb": ["embedded/**/*", "views/assets/*"]},
     include_package_data=False,
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

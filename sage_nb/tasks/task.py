@@ -41,10 +41,12 @@ class Counterfactual:
     values: list[str]  # the attribute's new value, per prompt
     distractors: Int[Tensor, "prompt"]  # the counterfactual's answer where it is another, else the prompt's distractor
     answers: Int[Tensor, "prompt"]  # the counterfactual's own
+    strings: Sequence[list[str]] = ()  # the tokens of each prompt as text; empty where they are not known
 
     def __getitem__(self, rows):
-        values = [self.values[i] for i in torch.arange(len(self.values))[rows].tolist()]
-        return Counterfactual(self.prompts[rows], values, self.distractors[rows], self.answers[rows])
+        keep = torch.arange(len(self.values))[rows].tolist()
+        values, strings = ([kept[i] for i in keep] if kept else kept for kept in (self.values, self.strings))
+        return Counterfactual(self.prompts[rows], values, self.distractors[rows], self.answers[rows], strings)
 
 # %% ../../nbs/2_tasks/24_task.ipynb #615ec712
 @dataclass(frozen=True)
@@ -306,10 +308,16 @@ def _to_prompts(model, encoded: Sequence[_Encoded]) -> Prompts:
     return Prompts(tokens, {role: torch.tensor(places[role].to_numpy()) for role in places})
 
 
+def _strings(model, encoded: Sequence[_Encoded]) -> list[list[str]]:
+    "The tokens of each prompt as text, with an empty one for <bos>."
+    return [[""] * len(_bos(model)) + prompt.tokens.strings() for prompt in encoded]
+
+
 def _to_counterfactual(model, edits: Sequence[_Edit]) -> Counterfactual:
     prompts = _to_prompts(model, [edit.prompt for edit in edits])
     distractors, answers = ([getattr(edit, kind) for edit in edits] for kind in ("distractor", "answer"))
-    return Counterfactual(prompts, [edit.value for edit in edits], torch.tensor(distractors), torch.tensor(answers))
+    values, strings = [edit.value for edit in edits], _strings(model, [edit.prompt for edit in edits])
+    return Counterfactual(prompts, values, torch.tensor(distractors), torch.tensor(answers), strings)
 
 
 def _refuse_same_tokens(items, rows):
@@ -363,13 +371,13 @@ def _assemble(model, name, items, encoder, notes) -> Task:
         with about(f"task {name!r}"), about(f"row {i}"): rows.append(encoder.row(item))
     with about(f"task {name!r}"): _refuse_same_tokens(items, rows)
     _warn_of_glued(name, items)
-    neutral, bos = [row.neutral for row in rows], [""] * len(_bos(model))
+    neutral = [row.neutral for row in rows]
 
     def changed(attribute): return _to_counterfactual(model, [row.changed[attribute] for row in rows])
     return Task(
         name=name,
         texts=[item.example.text for item in items],
-        strings=[bos + row.prompt.tokens.strings() for row in rows],
+        strings=_strings(model, [row.prompt for row in rows]),
         prompts=_to_prompts(model, [row.prompt for row in rows]),
         attributes=pd.DataFrame([item.attributes for item in items]),
         answers=torch.tensor([row.answer for row in rows]),
