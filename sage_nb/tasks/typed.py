@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pattern', 'patterns_of', 'PromptReader']
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #dedd3f88
+# %% ../../nbs/2_tasks/26_typed.ipynb #03223cbe
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from ..core.activations import Prompts
 from .task import Counterfactual, Task, require_task
 from .tokens import TokenReader
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #7360f1bd
+# %% ../../nbs/2_tasks/26_typed.ipynb #575d5aa7
 def _repetitions(tokens: Sequence[int]) -> tuple[int, ...]:
     "For each token, the place where it stands first."
     first = {}
@@ -71,7 +71,7 @@ def patterns_of(task: Task) -> list[Pattern]:
         found.append(Pattern(tuple(rows), template, dict(roles), tokens, repetitions, values))
     return found
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #7d48b2aa
+# %% ../../nbs/2_tasks/26_typed.ipynb #c1f72973
 def _deciding(task: Task, patterns: Sequence[Pattern]) -> dict[str, dict[object, dict[int, str]]]:
     "By attribute and key, the value that each token stands with; keys at which one stands with several are left out."
     seen, words = {a: defaultdict(lambda: defaultdict(set)) for a in task.attributes}, _words(task)
@@ -83,7 +83,7 @@ def _deciding(task: Task, patterns: Sequence[Pattern]) -> dict[str, dict[object,
                 for key, table in tables.items() if all(len(values) == 1 for values in table.values())}
             for a, tables in seen.items()}
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #04ed530c
+# %% ../../nbs/2_tasks/26_typed.ipynb #f1636ad0
 class PromptReader:
     "Reads typed prompts as prompts of one task."
 
@@ -129,7 +129,7 @@ def _prompts(tokens: list[int], pattern: Pattern) -> Prompts:
     "One prompt."
     return Prompts(torch.tensor([tokens]), {role: torch.tensor([at]) for role, at in pattern.places.items()})
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #438b4e3d
+# %% ../../nbs/2_tasks/26_typed.ipynb #eb6a253f
 @patch
 def _value(self: PromptReader, attribute: str, pattern: Pattern, tokens: list[int]) -> str:
     "The value of an attribute that a word of a prompt decides."
@@ -173,7 +173,7 @@ def _misfit(self: PromptReader, text: str, tokens: list[int]) -> str:
     return (f"the roles of prompt {text!r} are not found: it is like {like!r}, which has {there} where this has "
             f"{here!r}, token {i + 1 - len(self.bos)}")
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #62e9c5e1
+# %% ../../nbs/2_tasks/26_typed.ipynb #66c3a533
 @patch
 def _exchanged(self: PromptReader, attribute: str, value: str, pattern: Pattern, tokens: list[int]):
     "Prompts in which a word that decides the attribute is another."
@@ -198,6 +198,16 @@ def _partners(self: PromptReader, attribute: str, key, old: int) -> set[int]:
 
 
 @patch
+def _strings(self: PromptReader, tokens: list[int]) -> list[str]:
+    "Tokens as text."
+    words, decode = tokens[len(self.bos) :], self.tokens.tokenizer.decode
+    text = decode(words)  # some tokenizers begin it with a space
+    cuts = [self.tokens.cut(text.lstrip()), self.tokens.cut(text)]
+    strings = next((cut.strings() for cut in cuts if cut.ids == words), [decode([word]) for word in words])
+    return [""] * len(self.bos) + strings
+
+
+@patch
 def _refilled(self: PromptReader, attribute: str, value: str, pattern: Pattern, tokens: list[int]):
     "The words of a prompt in other patterns of its template."
     for other in self.patterns:
@@ -210,7 +220,7 @@ def _refilled(self: PromptReader, attribute: str, value: str, pattern: Pattern, 
             if other.tokens[place] is None: filled[place] = tokens[pattern.places[role]]
         if None not in filled: yield filled
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #d5e6d549
+# %% ../../nbs/2_tasks/26_typed.ipynb #efb5a3fa
 @patch
 def change(
     self: PromptReader,
@@ -231,6 +241,7 @@ def change(
     for changed in (*self._exchanged(*how), *self._refilled(*how)):
         for after in self._fits(changed):
             if self._values(after, changed) != wanted: continue
-            return Counterfactual(_prompts(changed, after), [value], one.distractors, one.answers)
+            prompts, strings = _prompts(changed, after), [self._strings(changed)]
+            return Counterfactual(prompts, [value], one.distractors, one.answers, strings)
     raise ValueError(f"no prompt is known that differs from {one.texts[0]!r} in {attribute}={value!r} alone"
                      f"{'' if own is None else f'; the counterfactual of the task has {own.values[0]!r}'}")
