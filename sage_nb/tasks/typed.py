@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pattern', 'patterns_of', 'PromptReader']
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #03223cbe
+# %% ../../nbs/2_tasks/26_typed.ipynb #ccd12a76
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from ..core.activations import Prompts
 from .task import Counterfactual, Task, require_task
 from .tokens import TokenReader
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #575d5aa7
+# %% ../../nbs/2_tasks/26_typed.ipynb #add57b59
 def _repetitions(tokens: Sequence[int]) -> tuple[int, ...]:
     "For each token, the place where it stands first."
     first = {}
@@ -71,7 +71,7 @@ def patterns_of(task: Task) -> list[Pattern]:
         found.append(Pattern(tuple(rows), template, dict(roles), tokens, repetitions, values))
     return found
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #c1f72973
+# %% ../../nbs/2_tasks/26_typed.ipynb #fdaa86be
 def _deciding(task: Task, patterns: Sequence[Pattern]) -> dict[str, dict[object, dict[int, str]]]:
     "By attribute and key, the value that each token stands with; keys at which one stands with several are left out."
     seen, words = {a: defaultdict(lambda: defaultdict(set)) for a in task.attributes}, _words(task)
@@ -83,7 +83,7 @@ def _deciding(task: Task, patterns: Sequence[Pattern]) -> dict[str, dict[object,
                 for key, table in tables.items() if all(len(values) == 1 for values in table.values())}
             for a, tables in seen.items()}
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #f1636ad0
+# %% ../../nbs/2_tasks/26_typed.ipynb #5f8552dd
 class PromptReader:
     "Reads typed prompts as prompts of one task."
 
@@ -129,14 +129,24 @@ def _prompts(tokens: list[int], pattern: Pattern) -> Prompts:
     "One prompt."
     return Prompts(torch.tensor([tokens]), {role: torch.tensor([at]) for role, at in pattern.places.items()})
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #eb6a253f
+# %% ../../nbs/2_tasks/26_typed.ipynb #651e9ae2
+@patch
+def _deciders(self: PromptReader, attribute: str, pattern: Pattern, tokens: list[int]):
+    "The words of a prompt that decide an attribute: key, token, and what each token there stands with."
+    tables = self.deciding[attribute]
+    found = [(key, tokens[place], tables[key]) for key, place in pattern.keys() if key in tables]
+    at_roles = [entry for entry in found if isinstance(entry[0], str)]
+    return at_roles or found
+
+
 @patch
 def _value(self: PromptReader, attribute: str, pattern: Pattern, tokens: list[int]) -> str:
     "The value of an attribute that a word of a prompt decides."
-    tables = self.deciding[attribute]
-    found = [(key, tokens[place], tables[key]) for key, place in pattern.keys() if key in tables]
-    for _, token, table in found:
-        if token in table: return table[token]
+    found = self._deciders(attribute, pattern, tokens)
+    said = {table[token]: f"{self._shown(token)!r} at {key} says {table[token]}"
+            for key, token, table in found if token in table}
+    if len(said) == 1: return next(iter(said))
+    if said: raise ValueError(f"the words of this prompt do not agree on its {attribute}: {', '.join(said.values())}")
     if not found:
         raise ValueError(f"no word of a typed prompt decides its {attribute}: take a prompt of task {self.task.name!r}")
     key, token, table = found[0]
@@ -173,16 +183,17 @@ def _misfit(self: PromptReader, text: str, tokens: list[int]) -> str:
     return (f"the roles of prompt {text!r} are not found: it is like {like!r}, which has {there} where this has "
             f"{here!r}, token {i + 1 - len(self.bos)}")
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #66c3a533
+# %% ../../nbs/2_tasks/26_typed.ipynb #a8c9dcb3
 @patch
 def _exchanged(self: PromptReader, attribute: str, value: str, pattern: Pattern, tokens: list[int]):
-    "Prompts in which a word that decides the attribute is another."
-    for key, place in pattern.keys():
-        table, old = self.deciding[attribute].get(key, {}), tokens[place]
+    "The prompt in which the words that decide the attribute are others, if it is known which."
+    new = {}
+    for key, old, table in self._deciders(attribute, pattern, tokens):
         words = [token for token, of in table.items() if of == value]
         if len(words) > 1: words = [token for token in words if token in self._partners(attribute, key, old)]
-        if len(words) != 1: continue
-        yield [words[0] if token == old and pattern.tokens[i] is None else token for i, token in enumerate(tokens)]
+        if len(words) != 1: return
+        new[old] = words[0]
+    if new: yield [new.get(token, token) if pattern.tokens[i] is None else token for i, token in enumerate(tokens)]
 
 
 @patch
@@ -220,7 +231,7 @@ def _refilled(self: PromptReader, attribute: str, value: str, pattern: Pattern, 
             if other.tokens[place] is None: filled[place] = tokens[pattern.places[role]]
         if None not in filled: yield filled
 
-# %% ../../nbs/2_tasks/26_typed.ipynb #efb5a3fa
+# %% ../../nbs/2_tasks/26_typed.ipynb #a6c652b9
 @patch
 def change(
     self: PromptReader,
