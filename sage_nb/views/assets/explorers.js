@@ -384,6 +384,7 @@
     root.insertBefore(live, tables);
     root.insertBefore(fold, tables);
     fold.append(tables);
+    if (!tables.textContent.trim()) fold.remove();
   }
   function startAll() {
     const roots = [...document.querySelectorAll(".sage-explorer[data-kind]")];
