@@ -6,7 +6,7 @@
 __all__ = ['CLEAN', 'SUPERVISED', 'COUNTERFACTUAL', 'MOST_MOVES', 'Question', 'Answer', 'Player', 'answer_html', 'Playground',
            'playground']
 
-# %% ../../nbs/7_views/79_playground.ipynb #d8ead125
+# %% ../../nbs/7_views/79_playground.ipynb #221f0d58
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
@@ -27,7 +27,7 @@ from ..tasks.typed import PromptReader
 from ..truth.dictionaries import Dictionaries, fit_dictionaries
 from ..truth.runs import Stage, edited_by_truth, likeliest, sections_of, set_stage
 
-# %% ../../nbs/7_views/79_playground.ipynb #05c5b9c2
+# %% ../../nbs/7_views/79_playground.ipynb #5e5a4768
 class Question(NamedTuple):
     "Where the controls stand."
     text: str  # the prompt
@@ -54,7 +54,7 @@ class _Moves(NamedTuple):
     edits: dict[Node, LatentEdits]
     latents: Latents
 
-# %% ../../nbs/7_views/79_playground.ipynb #8643f9ac
+# %% ../../nbs/7_views/79_playground.ipynb #194744d6
 def _check_kind(name: str, thing, kind: type) -> None:
     if isinstance(thing, kind): return
     raise TypeError(f"{name} is a {type(thing).__name__}, not {kind.__name__}: give what evaluate was given")
@@ -112,9 +112,11 @@ class Player:
         own = one.attributes[section.attribute].iloc[0]
         cf = one.counterfactuals.get(section.attribute)
         likely = [value for value in (cf.values if cf else []) if value in known]
-        return list(dict.fromkeys([*likely, *(value for value in known if value != own)]))
+        values = list(dict.fromkeys([*likely, *(value for value in known if value != own)]))
+        if values: return values
+        raise ValueError(f"{section.attribute} has no value but {own!r}, so nothing can be put in its place")
 
-# %% ../../nbs/7_views/79_playground.ipynb #bcba92eb
+# %% ../../nbs/7_views/79_playground.ipynb #76780b61
 @patch
 def answer(self: Player, question: Question) -> Answer:
     "What the rooms say."
@@ -132,17 +134,17 @@ def answer(self: Player, question: Question) -> Answer:
     logits = stage.predict(list(sets.values()))[:, 0]
     return Answer(question, stage, dict(zip(sets, likeliest(self.model, logits))), moves, missing)
 
-# %% ../../nbs/7_views/79_playground.ipynb #5ad25bf0
+# %% ../../nbs/7_views/79_playground.ipynb #3448aa74
 _STYLE = """<style>
 .sage-play { color: var(--jp-ui-font-color1, inherit); line-height: 1.5; max-width: 64rem; overflow-wrap: anywhere; }
 .sage-play p { margin: 0.35rem 0; }
 .sage-play .soft { color: var(--jp-ui-font-color1, inherit); opacity: 0.85; font-size: 0.9em; }
 .sage-play mark { background: #cfe3ff; color: #111; border-radius: 3px; padding: 0 0.15em; unicode-bidi: isolate; }
-.sage-play mark sub { font-size: 0.7em; margin-left: 0.2em; }
+.sage-play mark sub { font-size: 0.7em; margin-left: 0.25em; vertical-align: baseline; color: #333; }
 .sage-play .differs { text-decoration: underline 2px; text-underline-offset: 0.25em; font-weight: 600; }
-.sage-play .cards { display: flex; flex-wrap: wrap; gap: 0.6rem; margin: 0.6rem 0; }
-.sage-play .card { flex: 1 1 12rem; max-width: 20rem; border: 1px solid var(--jp-border-color1, #8886);
-  border-radius: 6px; padding: 0.4rem 0.6rem; }
+.sage-play .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11rem, 100%), 1fr));
+  gap: 0.6rem; margin: 0.6rem 0; }
+.sage-play .card { border: 1px solid var(--jp-border-color1, #8886); border-radius: 6px; padding: 0.4rem 0.6rem; }
 .sage-play .scroll { overflow-x: auto; }
 .sage-play table { border-collapse: collapse; width: 100%; margin: 0; font-size: 0.92em; }
 .sage-play caption { text-align: left; caption-side: top; font-weight: 600; padding: 0 0 0.25rem; color: inherit; }
@@ -166,10 +168,10 @@ def _prompt_html(strings: Sequence[str], roles: dict[int, str], like: Sequence[s
     "Tokens with their roles; those that differ from others are underlined."
     words = []
     for i, string in enumerate(strings):
-        word = _token(string)
+        word = _token(string.lstrip(" "))
         if like is not None and like[i] != string: word = f'<span class="differs">{word}</span>'
         if i in roles: word = f"<mark>{word}<sub>{escape(roles[i])}</sub></mark>"
-        words.append(word)
+        words.append(" " * string.startswith(" ") + word)
     return "".join(words)
 
 
@@ -177,7 +179,7 @@ def _roles(prompts) -> dict[int, str]:
     "Which role stands at which token of one prompt."
     return {int(index[0]): role for role, index in prompts.positions.items()}
 
-# %% ../../nbs/7_views/79_playground.ipynb #1d303888
+# %% ../../nbs/7_views/79_playground.ipynb #aea4a866
 def _titles(answer: Answer) -> dict[str, str]:
     "What stands above each list of predictions."
     n, sae = answer.question.k, answer.question.sae
@@ -190,7 +192,7 @@ def _card(title: str, top: list[tuple[str, float]]) -> str:
     rows = []
     for token, p in top:
         bar = f"background: linear-gradient(to right, #5b8def66 {100 * p:.1f}%, transparent 0)"
-        rows.append(f'<tr><td style="{bar}"><bdi>{_token(token)}</bdi></td><td class="number">{p:.3f}</td></tr>')
+        rows.append(f'<tr style="{bar}"><td><bdi>{_token(token)}</bdi></td><td class="number">{p:.3f}</td></tr>')
     return f'<div class="card"><table><caption>{escape(title)}</caption>{"".join(rows)}</table></div>'
 
 
@@ -204,7 +206,7 @@ def _moves_html(moves: pd.DataFrame) -> str:
         cells = (row.node, row.step, row.move, row.sae, row.latent, weight)
         numbers = "".join(f'<td{" class=number" * (i in (1, 4, 5))}>{escape(str(x))}</td>' for i, x in enumerate(cells))
         rows.append(f"<tr>{numbers}</tr>")
-    caption = "Latents taken out and put in; weight is the share of the reconstruction that goes with a latent"
+    caption = "Latents exchanged; weight: share of the reconstruction that is taken out"
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="moves"><table class="moves"><caption>{caption}'
             f'</caption><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
@@ -235,7 +237,7 @@ def answer_html(answer: Answer) -> str:
     parts += [f'<div class="cards">{cards}</div>', nodes, _moves_html(answer.moves)]
     return f'{_STYLE}<div class="sage-play">{"".join(parts)}</div>'
 
-# %% ../../nbs/7_views/79_playground.ipynb #c21f5ea6
+# %% ../../nbs/7_views/79_playground.ipynb #2228c49e
 class _Stopped(Exception):
     "Raised in a search that is to end."
 
@@ -256,7 +258,7 @@ def _find_again(player: Player, begin: Callable[[str], None], **thresholds) -> P
     fitted = fit_dictionaries(player.model, player.task, found, truth.method, products=list(products), unseen=unseen)
     return Player(player.model, player.task, fitted, list(player.sets.values()), found)
 
-# %% ../../nbs/7_views/79_playground.ipynb #a0ca27fe
+# %% ../../nbs/7_views/79_playground.ipynb #e16db8da
 _WIDE = {"description_width": "initial"}
 
 
@@ -273,10 +275,13 @@ def _row(*children) -> widgets.HBox:
     return widgets.HBox(children, layout={"flex_flow": "row wrap", "width": "100%"})
 
 
-def _options(texts: Iterable[str]) -> list[tuple[str, str | None]]:
+_TYPED = ""  # what the list of prompts says of one that is none of them
+
+
+def _options(texts: Iterable[str]) -> list[tuple[str, str]]:
     "Prompts as they stand in the list."
     short = [(text if len(text) <= 100 else f"{text[:99]}…", text) for text in texts]
-    return [("(typed)", None), *short]
+    return [("(typed below)", _TYPED), *short]
 
 
 def _settings_of(sections: CrossSections) -> tuple[float, float]:
@@ -327,7 +332,7 @@ class Playground:
 
     def _repr_mimebundle_(self, **how): return self.view._repr_mimebundle_(**how)
 
-# %% ../../nbs/7_views/79_playground.ipynb #9919e5a5
+# %% ../../nbs/7_views/79_playground.ipynb #30779f18
 @patch
 def _wire(self: Playground) -> None:
     "What moves when something is moved."
@@ -356,7 +361,7 @@ def _hold(self: Playground, **values) -> None:
 
 @patch
 def _chosen(self: Playground, change) -> None:
-    if self._held or change.new is None: return
+    if self._held or change.new == _TYPED: return
     self._hold(text=change.new)
     self._refresh()
 
@@ -365,7 +370,7 @@ def _chosen(self: Playground, change) -> None:
 def _typed(self: Playground, change) -> None:
     if self._held: return
     listed = {text for _, text in self.prompts.options}
-    self._hold(prompts=change.new if change.new in listed else None)
+    self._hold(prompts=change.new if change.new in listed else _TYPED)
     self._refresh()
 
 
@@ -373,7 +378,7 @@ def _typed(self: Playground, change) -> None:
 def _moved(self: Playground, change) -> None:
     if not self._held: self._refresh()
 
-# %% ../../nbs/7_views/79_playground.ipynb #122de983
+# %% ../../nbs/7_views/79_playground.ipynb #ef7dcd29
 def _said(text: str) -> str:
     "A message as HTML."
     return f'{_STYLE}<div class="sage-play"><p class="why" role="alert">{escape(text)}.</p></div>' if text else ""
@@ -381,13 +386,13 @@ def _said(text: str) -> str:
 
 @patch
 def _offer(self: Playground, values: Sequence[str]) -> None:
-    "Let the list of values be this one; the chosen value stays, if it is among them."
+    "Let the list of values be this one; the chosen value stays if it is among them, else it is the first."
     if list(self.value.options) == list(values): return
     chosen = self.value.value
     self._held = True
     try: self.value.options = list(values)
     finally: self._held = False
-    if chosen in values: self._hold(value=chosen)
+    self._hold(value=chosen if chosen in values else values[0])
 
 
 @patch
@@ -402,7 +407,7 @@ def _refresh(self: Playground) -> None:
         return
     self.message.value, self.shown.value = "", answer_html(self.answer)
 
-# %% ../../nbs/7_views/79_playground.ipynb #463157e4
+# %% ../../nbs/7_views/79_playground.ipynb #7001aee9
 @patch
 def _rest(self: Playground, busy: bool) -> None:
     "Let the controls rest while a search goes on."
@@ -451,7 +456,7 @@ def _take(self: Playground, player: Player) -> None:
     finally: self._held = False
     self._refresh()
 
-# %% ../../nbs/7_views/79_playground.ipynb #31b60604
+# %% ../../nbs/7_views/79_playground.ipynb #61f3f18a
 def playground(
     model,
     task: Task,
