@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Edits', 'Look', 'Node', 'Prompts', 'hooks_of', 'SilentHooks', 'hooked', 'n_heads',
-           'absence', 'check_model', 'remembered', 'capture', 'clean_run', 'run', 'prompt_losses', 'run_several',
-           'run_each', 'differentiate', 'gradients', 'Passes', 'count_passes', 'watching']
+           'absence', 'check_model', 'remembered', 'capture', 'clean_run', 'tokens_from', 'run', 'prompt_losses',
+           'run_several', 'run_each', 'differentiate', 'gradients', 'Passes', 'count_passes', 'watching']
 
 # %% ../../nbs/1_core/12_activations.ipynb #256faa34
 import re
@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sage_nb.core.cone import (
-    CleanRun, LogitDifference, can_narrow, computing, holding, joined, outputs_of, recording, share_of_tokens, skipping,
-    unembedding_only)
+from .cone import (
+    CleanRun, LogitDifference, can_narrow, computing, gather_tokens, holding, joined, outputs_of, recording,
+    share_of_tokens, skipping, unembedding_only)
 
 # %% ../../nbs/1_core/12_activations.ipynb #297b4f60
 SITES = {
@@ -522,10 +522,23 @@ def _window(prompts: Prompts, nodes: Iterable[Node]) -> Int[Tensor, "prompt toke
     named = {node.position for node in nodes}
     if None in named: return None
     places = torch.stack([prompts.index(position) for position in {*named, "END"}])
-    first, n_pos = places.min(0).values, prompts.tokens.shape[1]
-    width = int((places.max(0).values - first).max()) + 1
+    return _between(places.min(0).values, places.max(0).values, prompts.tokens.shape[1])
+
+
+def _between(first, last, n_pos: int) -> Int[Tensor, "prompt token"] | None:
+    "Tokens from `first` to `last`, as many in each prompt as in that with the most; None is all."
+    width = int((last - first).max()) + 1
     if width == n_pos: return None
     return first.clamp(max=n_pos - width)[:, None] + torch.arange(width)
+
+
+def tokens_from(
+    prompts: Prompts,
+    first: Int[Tensor, "prompt"],  # token of each prompt
+) -> Int[Tensor, "prompt token"] | None:
+    "The tokens from `first` to END, as many in each prompt as in that with the most; None is all."
+    end = prompts.index("END")
+    return _between(torch.minimum(first.to(end), end), end, prompts.tokens.shape[1])
 
 
 @dataclass(frozen=True)
@@ -542,8 +555,14 @@ class _Part:
         layer = None if start is None or not nodes else start.start_below(min(node.layer for node in nodes))
         if layer is None: return cls(prompts)
         start, tokens = start.from_layer(layer), None if start.whole else _window(prompts, nodes)
+        return cls.at(prompts, start, layer, tokens, {"END", *(node.position for node in nodes)})
+
+    @classmethod
+    def at(cls, prompts: Prompts, start: CleanRun | None, layer: int, tokens, roles: Iterable[str]) -> "_Part":
+        "That of a run of some tokens in which positions are named; one that is not computed is where the nearest is."
         if tokens is None: return cls(prompts, start, layer)
-        positions = {role: prompts.index(role) - tokens[:, 0] for role in {"END", *(node.position for node in nodes)}}
+        last = tokens.shape[1] - 1
+        positions = {role: (prompts.index(role) - tokens[:, 0]).clamp(0, last) for role in roles}
         return cls(Prompts(prompts.tokens.gather(1, tokens), positions), start, layer, tokens)
 
     def __getitem__(self, rows) -> "_Part":
@@ -717,6 +736,15 @@ Look = Callable[[Tensor], None]  # given a node's activation or gradient, shaped
 def _by_node(looks: dict[Node, Look] | None) -> dict[Node, Look]:
     return {Node.of(node): look for node, look in (looks or {}).items()}
 
+
+def _computed(x: Tensor, node: Node, batch: Prompts, part: _Part) -> Float[Tensor, "prompt ..."]:
+    "What a hook of a run of some tokens holds at the node; 0 where its token is none of them."
+    x = _read(x, node, part.prompts)
+    if part.tokens is None or node.position is None: return x
+    at = batch.index(node.position)
+    there = (at >= part.tokens[:, 0]) & (at <= part.tokens[:, -1])
+    return torch.where(there.to(x.device).view(-1, *[1] * (x.dim() - 1)), x, 0)
+
 # %% ../../nbs/1_core/12_activations.ipynb #d12ccd2c
 def differentiate(
     model,
@@ -726,28 +754,32 @@ def differentiate(
     forward: dict[Node, Look] | None = None,  # given the activation
     backward: dict[Node, Look] | None = None,  # given the gradient; called after all of `forward`, last layers first
     stream: Float[Tensor, "prompt pos d_model"] | None = None,  # to start from at layer 0; by default that of the batch
+    start: CleanRun | None = None,  # of the batch, from layer 0 on: what `tokens` are computed beside
+    tokens: Int[Tensor, "prompt token"] | None = None,  # that are computed, in ascending order; None is all
 ) -> Float[Tensor, "prompt"]:  # the metric
-    "One forward and one backward pass of a batch."
+    "One forward and one backward pass of a batch. Of a token that is not computed, looks are given 0."
     forward, backward = _by_node(forward), _by_node(backward)
     if forward or backward: _nodes(model, batch, [*forward, *backward])
     _check_metric(model, metric)
-    start, known = [], hooks_of(model)
+    _check_start(start, batch)
+    part, begun, known = _Part.at(batch, start, 0, tokens, batch.positions), [], hooks_of(model)
     bottom = Node("resid_pre", 0).hook
 
     def begin(x):
-        x = x if stream is None else stream.to(x)
-        start.append(x.detach().clone().requires_grad_())
-        return start[0]
+        if stream is not None: x = (stream if tokens is None else gather_tokens(stream, tokens, 1)).to(x)
+        begun.append(x.detach().clone().requires_grad_())
+        return begun[0]
 
     def looking(look, node):
-        def hook(x): look(_read(x.detach(), node, batch))  # what a look returns must not replace the activation
+        def hook(x): look(_computed(x.detach(), node, batch, part))  # what a look returns must not replace x
         return hook
     fwd = [(node.hook, looking(look, node)) for node, look in forward.items()]
     looks = [(_grad_hook(known, node), looking(look, node)) for node, look in backward.items()]
     above = [pair for pair in looks if pair[0] != bottom]  # the gradient at the bottom is what autograd returns
-    with torch.enable_grad(), hooked(model, [(bottom, begin), *fwd, _at_end(model, batch)], above):
-        result = _ask(model, batch, metric, rows, single=True)
-        gradient, = torch.autograd.grad(result.sum(), start)
+    fwd = [(bottom, begin), *fwd, _at_end(model, part.prompts)]
+    with torch.enable_grad(), part.started(model), hooked(model, fwd, above):
+        result = _ask(model, part.prompts, metric, rows, single=True)
+        gradient, = torch.autograd.grad(result.sum(), begun)
     for hook, look in looks:
         if hook == bottom: look(gradient)
     return result.detach()

@@ -10,6 +10,7 @@ __all__ = ['ATTRIBUTION_METHODS', 'Contrast', 'Effects', 'exact_effects', 'Slope
 # %% ../../nbs/3_discovery/31_attribution.ipynb #f2a74de4
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from sage_nb.core.activations import (
     HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, hooks_of, n_heads,
-    run_each)
-from ..core.cone import LogitDifference
+    run_each, tokens_from)
+from ..core.cone import LogitDifference, gather_tokens, recording, scatter_tokens
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import intervals
 from ..core.models import require_model
@@ -87,15 +88,22 @@ class Slopes:
         model,
         batch: Contrast,  # run at once
         nodes: Sequence[Node],  # at named positions, and of one head each where the site has heads
+        paths: bool = False,  # whether slopes at other streams are to come
     ):
         self.model, self.batch, self.nodes = model, batch, list(nodes)
         self.whole = list(dict.fromkeys(node._replace(head=None) for node in nodes))  # all heads of a site together
         self.delta = capture(model, batch.cf, self.whole, len(batch))  # the clean run subtracts its own
-        self.effects = self.measure(forward=self.clean_looks())
+        self.here = {}  # activations of the clean run
+        with recording(model, batch.prompts.tokens, [0]) if paths else nullcontext([None]) as noted:
+            self.effects = self.measure(forward=self.clean_looks())
+        self.clean = noted[0]
 
     def clean_looks(self) -> dict[Node, Look]:
-        "What is done with activations in the clean run."
-        return {node: delta.sub_ for node, delta in self.delta.items()}
+        "What is done with activations in the clean run: they are kept, and subtracted from the counterfactual's."
+        def look(node, activation):
+            self.here[node] = activation
+            self.delta[node].sub_(activation)
+        return {node: partial(look, node) for node in self.whole}
 
     def looks(self, products: dict[Node, Tensor]) -> dict[Node, Look]:
         "What is done with gradients in every run: the product of each with its node's change is kept."
@@ -106,11 +114,13 @@ class Slopes:
         self,
         stream: Float[Tensor, "prompt pos d_model"] | None = None,  # to start from; by default that of the prompts
         forward: dict[Node, Look] | None = None,
+        tokens: Int[Tensor, "prompt token"] | None = None,  # where the stream may be another, and all behind; None: all
     ) -> Effects:
         "The metric of a run, and the effects by the slopes in it."
         prompts, metric, products = self.batch.prompts, self.batch.metric, {}
-        backward = self.looks(products)
-        clean = differentiate(self.model, prompts, metric, forward=forward, backward=backward, stream=stream)
+        how = dict(forward=forward, backward=self.looks(products), stream=stream)
+        if tokens is not None: how |= dict(start=self.clean, tokens=tokens)
+        clean = differentiate(self.model, prompts, metric, **how)
         return Effects(clean, self.columns(products))
 
     def columns(self, products: dict[Node, Tensor]) -> Float[Tensor, "prompt node"]:
@@ -121,18 +131,22 @@ class Slopes:
         return torch.stack([column(node) for node in self.nodes], 1)
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #5e5e1ac9
+_KEPT = 2**28  # bytes of changed patterns
+
+
 class QKSlopes(Slopes):
     "Slopes, but for queries and keys those at the attention pattern that they make."
 
-    def __init__(self, model, batch: Contrast, nodes: Sequence[Node]):
+    def __init__(self, model, batch: Contrast, nodes: Sequence[Node], paths: bool = False):
         self.layers = {node.layer for node in nodes if node.site in ("q", "k")}  # whose patterns matter
-        self.here = {}  # what patterns are made of, and what they make, in the clean run
         self.values = {}  # of each layer, in the run whose slopes are taken
-        self.attentions = {}
-        super().__init__(model, batch, nodes)
+        self.tokens = None  # that it computes
+        self.attentions, self.changed = {}, {}
+        super().__init__(model, batch, nodes, paths)
+        self.here |= {Node("v", layer): values for layer, values in self.values.items()}
 
     def clean_looks(self) -> dict[Node, Look]:
-        "What is done with activations in the clean run: those that make the patterns are kept."
+        "What is done with activations in the clean run: those that make the patterns are kept, too."
         kept = [node for layer in self.layers for node in (*Attention.reads(self.model, layer), Node("z", layer))]
         return super().clean_looks() | {node: partial(self.here.__setitem__, node) for node in kept}
 
@@ -140,10 +154,14 @@ class QKSlopes(Slopes):
         self,
         stream: Float[Tensor, "prompt pos d_model"] | None = None,
         forward: dict[Node, Look] | None = None,
+        tokens: Int[Tensor, "prompt token"] | None = None,
     ) -> Effects:
         "The metric of a run, and the effects by the slopes in it."
-        keep = {Node("v", layer): partial(self.values.__setitem__, layer) for layer in self.layers}
-        return super().measure(stream, (forward or {}) | keep)
+        def keep(layer, values):
+            if tokens is not None: values = scatter_tokens(self.here[Node("v", layer)], values, tokens, 1)
+            self.values[layer] = values
+        self.tokens = tokens
+        return super().measure(stream, (forward or {}) | {Node("v", n): partial(keep, n) for n in self.layers}, tokens)
 
     def looks(self, products: dict[Node, Tensor]) -> dict[Node, Look]:
         "What is done with gradients in every run: queries and keys wait for that of the heads' outputs."
@@ -158,10 +176,11 @@ class QKSlopes(Slopes):
     def through_pattern(
         self,
         node: Node,  # the queries or keys of a layer at a position
-        gradient: Float[Tensor, "prompt query head key"],  # of the metric, at the pattern
+        gradient: Float[Tensor, "prompt query head key"],  # of the metric, at the pattern; of the queries computed
     ) -> Float[Tensor, "prompt head"]:
         "The effect of each head's query or key, by the slope at the pattern."
-        change = self.patched_pattern(node) - self.here[Node("pattern", node.layer)]
+        change = self.change(node)
+        if self.tokens is not None: change = gather_tokens(change, self.tokens, 1)
         effect = einsum(change, gradient, "prompt query head key, prompt query head key -> prompt head")
         by_head = effect.unflatten(1, (n_heads(self.model, node.site), -1))  # a key head may serve several query heads
         return by_head.sum(-1)
@@ -172,6 +191,13 @@ class QKSlopes(Slopes):
             self.attentions[layer] = Attention.of(self.model, layer, self.here)
             require_mixture(layer, self.here | {Node("v", layer): self.values[layer]})
         return self.attentions[layer]
+
+    def change(self, node: Node) -> Float[Tensor, "prompt query head key"]:
+        "What the counterfactual's queries or keys change of a pattern; kept, as all runs need it, while it is small."
+        if node in self.changed: return self.changed[node]
+        change = self.patched_pattern(node) - self.here[Node("pattern", node.layer)]
+        if change.nbytes * (len(self.changed) + 1) <= _KEPT: self.changed[node] = change
+        return change
 
     def patched_pattern(self, node: Node) -> Float[Tensor, "prompt query head key"]:
         "The pattern that the counterfactual's queries or keys make at a position."
@@ -219,26 +245,32 @@ def _moved(
     return torch.where((thing >= 0)[..., None], goal[rows, thing.clamp(min=0)], start)
 
 
-def _along(slopes: Slopes, start: Tensor, target: Tensor, steps: int):
-    "The effects by slopes averaged over the path from one stream to another, and the activations at its end."
-    total, end = slopes.effects.effect / 2, {}
+def _along(slopes: Slopes, goal: Tensor, thing: Int[Tensor, "prompt pos"], steps: int):
+    "The effects by slopes averaged over the path on which a thing changes, and each node's change at its end."
+    start, prompts = slopes.clean.layers[0].stream, slopes.batch.prompts
+    target, moved = _moved(start, goal, thing), (thing >= 0).int()
+    first = torch.where(moved.any(1), moved.argmax(1), prompts.tokens.shape[1])
+    tokens = None if slopes.clean.whole else tokens_from(prompts, first)
+    total, change = slopes.effects.effect / 2, {}
     for i in range(1, steps - 1):
-        total += slopes.measure(start.lerp(target, i / (steps - 1))).effect
-    keep = {node: partial(end.__setitem__, node) for node in slopes.whole}
-    total += slopes.measure(target, keep).effect / 2
-    return total / (steps - 1), end
+        total += slopes.measure(start.lerp(target, i / (steps - 1)), tokens=tokens).effect
+
+    def keep(node, activation):
+        change[node] = activation - slopes.here[node]
+        if tokens is not None: change[node][prompts.index(node.position) < tokens[:, 0]] = 0  # was not computed
+    total += slopes.measure(target, {node: partial(keep, node) for node in slopes.whole}, tokens).effect / 2
+    return total / (steps - 1), change
 
 
 def _over_paths(slopes: Slopes, steps: int) -> Float[Tensor, "prompt node"]:
     "The effects by slopes averaged over all paths, each weighted by its share in the node's change."
     prompts, cf = slopes.batch.prompts, slopes.batch.cf
-    here = capture(slopes.model, prompts, [*slopes.whole, _START], len(prompts))
     goal = capture(slopes.model, cf, [_START], len(cf))[_START]
     clean = slopes.effects.effect
     total, weight = torch.zeros_like(clean), torch.zeros_like(clean)
     for thing in changes(prompts, cf):
-        effect, end = _along(slopes, here[_START], _moved(here[_START], goal, thing), steps)
-        shares = {node: torch.linalg.vecdot(end[node] - here[node], slopes.delta[node]) for node in slopes.whole}
+        effect, change = _along(slopes, goal, thing, steps)
+        shares = {node: torch.linalg.vecdot(change[node], slopes.delta[node]) for node in slopes.whole}
         share = slopes.columns(shares).clamp(min=0)
         total += share * effect
         weight += share
@@ -268,7 +300,7 @@ def first_order(
     for node in nodes: _require_vector(node)
     kind, clean, effect = QKSlopes if qk_fix else Slopes, [], []
     for batch in contrast.batches(batch_size):
-        slopes = kind(model, batch, nodes)
+        slopes = kind(model, batch, nodes, steps > 1)
         clean.append(slopes.effects.clean)
         effect.append(slopes.effects.effect if steps == 1 else _over_paths(slopes, steps))
     return Effects(torch.cat(clean), torch.cat(effect))

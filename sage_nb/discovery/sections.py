@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.activations import HEAD_SITES, Node, capture, clean_run, run, run_several
+from ..core.activations import HEAD_SITES, Node, capture, clean_run, remembered, run, run_several
 from ..core.cone import CleanRun
 from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
@@ -268,6 +268,9 @@ class _Shared:
         return cls(dict(zip(attributes, clean.unbind(1))), unedited, neutral)
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #e257e13d
+def _all_heads(node: Node) -> Node: return node._replace(head=None)
+
+
 @dataclass(frozen=True)
 class _Search:
     "What it takes to judge any group of nodes for one attribute."
@@ -279,8 +282,10 @@ class _Search:
     @classmethod
     def of(cls, model, task: Task, attribute: str, nodes, shared: _Shared, settings, batch_size: int) -> "_Search":
         contrast, neutral = Contrast.of(task, attribute), None
-        scores = attribution_patching(model, task, attribute, nodes, settings.steps, settings.qk_fix, batch_size)
-        there = capture(model, contrast.cf, nodes, batch_size)
+        with remembered():  # what attribution has captured of the counterfactuals is not captured again
+            scores = attribution_patching(model, task, attribute, nodes, settings.steps, settings.qk_fix, batch_size)
+            whole = capture(model, contrast.cf, dict.fromkeys(map(_all_heads, nodes)), batch_size)
+        there = {n: whole[n] if n.head is None else whole[_all_heads(n)][:, n.head] for n in nodes}
         joint = JointEffects(model, contrast, there, shared.clean[attribute], shared.unedited, batch_size)
         if shared.neutral is not None: neutral = replace(joint, there=shared.neutral)
         return cls(scores, joint, neutral, settings)
