@@ -32,6 +32,7 @@ from ..measures.score import (
     KINDS, PARTS, Answers, Comparison, Evidence, compare, margin, score_parts, section_scores)
 from ..saes.fidelity import VERDICTS
 from .reasons import FORMS, form_of
+from ..views.explorers import Explorer
 from ..views.plots import plot_curves, plot_discovery, plot_edits, plot_faithfulness, to_html
 
 # %% ../../nbs/8_report/81_report.ipynb #e871f022
@@ -78,6 +79,7 @@ class SageReport:
     fit: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, place, figures, verdict, cause; empty: not checked
     values: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, section, value, reason, and the figures behind it
     discovery: CrossSections | None = field(default=None)  # not saved
+    explorers: dict[str, Explorer] = field(default_factory=dict)  # by name, in the order of the page
 
     def scorecard(self) -> pd.DataFrame:
         "One row per SAE: the SAGE score, its interval, its parts, its fit; floor first, skyline and identity last."

@@ -113,6 +113,7 @@ class Trial(NamedTuple):
     edits: EditOutcomes | None = None  # greedy, on the prompts that can be edited
     names: Interpretations | None = None  # by F1
     values: pd.DataFrame | None = None  # why each value is covered or not
+    read: dict[Node, NamedUnits] | None = None  # what it says, of those put to the older tests: large, so not kept long
 
 
 def answers_of(
@@ -161,6 +162,7 @@ def try_saes(
     read = name_units(bench, task, saes, settings.projection, latents.source)
     trial = Trial(*answers_of(bench, task, read, tests, whole or older))
     if not older: return trial
+    trial = trial._replace(read=read)
     if greedy:
         edits = find_edits(bench, latents, settings.ks[-1])
         mine = {node: e.at(editable(bench)) for node, e in edits.items()}

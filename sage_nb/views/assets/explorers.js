@@ -41,14 +41,15 @@
     const title = short === String(text) ? null : `${cut(text, 400)} (${String(text).length} characters)`;
     return el(tag, {title, ...attributes}, short);
   }
-  // two decimals, whole numbers as they are; so many decimals, where the digits are given
+  // whole numbers as they are, others with two decimals, or in powers of ten where those would say nothing; with so
+  // many decimals, where they are given
   function number(x, digits = null) {
     if (x === null || x === undefined || Number.isNaN(x)) return "–";
     const size = Math.abs(x);
-    if (digits === null && Number.isInteger(x) && size < 1e6) return String(x).replace("-", "−");
-    const tiny = size !== 0 && size < 10 ** -(digits ?? 2) / 2;
-    const text = tiny || size >= 1e6 ? x.toExponential(1) : x.toFixed(digits ?? 2);
-    return text.replace(/-/g, "−");
+    const powers = size >= 1e6 || (digits === null && size !== 0 && size < 0.005);
+    const whole = digits === null && Number.isInteger(x);
+    const text = powers ? x.toExponential(1) : whole ? String(x) : x.toFixed(digits ?? 2);
+    return text.replace(/^-(0\.?0*)$/, "$1").replace(/-/g, "−");
   }
   // an estimate {value, lo, hi}: 0.42 [0.31, 0.55]
   function estimate(e, digits = 2) {
@@ -80,14 +81,17 @@
   }
   const hex = (rgb) => "#" + rgb.map((c) => c.toString(16).padStart(2, "0")).join("");
   const inkOn = (rgb) => (luminance(rgb) > 0.179 ? "#000000" : "#ffffff");
-  function shades(scale, share) {
-    const [light, dark] = [mix(SCALES[scale].light, share), mix(SCALES[scale].dark, share)];
-    return `background:light-dark(${hex(light)},${hex(dark)});color:light-dark(${inkOn(light)},${inkOn(dark)})`;
-  }
-  // styles for el(…, {style}): of a number around 0 whose largest size is `limit`, or of a number from 0 on
-  const diverging = (x, limit = 1) =>
-    x === null || x === undefined ? "" : shades(x < 0 ? "below" : "above", Math.abs(x) / (limit || 1));
-  const sequential = (x, limit = 1) => (x === null || x === undefined ? "" : shades("amount", x / (limit || 1)));
+  const both = (of, scale, share) => `light-dark(${["light", "dark"].map((t) => of(mix(SCALES[scale][t], share)))})`;
+  const around = (x, limit) => [x < 0 ? "below" : "above", Math.abs(x) / (limit || 1)];
+  const upTo = (x, limit) => ["amount", x / (limit || 1)];
+  const missing = (x) => x === null || x === undefined || Number.isNaN(x);
+  // a style for el(…, {style}) by a number around 0 whose largest size is `limit`, or by a number from 0 on …
+  const shaded = (scale) => (x, limit = 1) =>
+    missing(x) ? "" : `background:${both(hex, ...scale(x, limit))};color:${both(inkOn, ...scale(x, limit))}`;
+  const [diverging, sequential] = [shaded(around), shaded(upTo)];
+  // … and the colour alone, for what is drawn
+  const painted = (scale) => (x, limit = 1) => (missing(x) ? "none" : both(hex, ...scale(x, limit)));
+  const [divergingFill, sequentialFill] = [painted(around), painted(upTo)];
   const TINTS = [
     ["#ffd8a8", "#6b4310"], ["#b9e4ff", "#134a6e"], ["#c3f0c8", "#1c5930"], ["#f0c9fb", "#5c2a6d"],
     ["#fff0a0", "#5c5108"], ["#ffc9c9", "#732828"], ["#b8efe6", "#0e534a"], ["#dcd4fb", "#43357f"],
@@ -114,9 +118,10 @@
       const mark = marks[i] || {};
       const long = Array.from(String(text).slice(0, 4 * limit)).length > limit;
       const title = mark.title || (long ? `${cut(text, 400)} (${text.length} characters)` : null);
-      const names = ["token", (mark.style || mark.role) && "marked", mark.differs && "differs"];
-      return el("span", {class: names.filter(Boolean).join(" "), style: mark.style, title},
-        tokenText(text, limit), mark.role ? el("sub", {}, cut(mark.role, 16)) : null);
+      const names = ["token", (mark.style || mark.role) && "marked", mark.differs && "differs"].filter(Boolean);
+      const space = names.length > 1 && /^ ./.test(text) ? " " : ""; // stands before the mark, not in it
+      return [space, el("span", {class: names.join(" "), style: mark.style, title},
+        tokenText(text.slice(space.length), limit), mark.role ? el("sub", {}, cut(mark.role, 16)) : null)];
     }));
   }
 
@@ -267,6 +272,76 @@
     };
   }
 
+  // Charts: values with intervals against x, as lines or as points; drawn again when their place gets wider
+
+  function ticks(min, max, n = 5) {
+    const rough = (max - min || 1) / n;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((size) => size >= rough);
+    const first = Math.ceil(min / step - 1e-9);
+    return Array.from({length: Math.floor(max / step + 1e-9) - first + 1}, (_, i) => Number(((first + i) * step).toFixed(10)));
+  }
+  function extent(values, {min, max} = {}) {
+    const known = values.filter((v) => v !== null && v !== undefined);
+    const [low, high] = [Math.min(...known, min ?? Infinity), Math.max(...known, max ?? -Infinity)];
+    return low === high ? [low - 0.5, high + 0.5] : [low, high];
+  }
+  // {label: what is to be seen, x: {name, ticks, log, min, max}, y: {name, min, max, digits}, height, points: true,
+  //  series: [{name, colour, points: [{x, value, lo, hi, text, strong}]}]}
+  function chartWith(tip) {
+    return (spec) => {
+      const holder = el("div", {class: "chart"});
+      const draw = () => empty(holder, chartAt(spec, Math.max(holder.clientWidth, 220), tip));
+      new ResizeObserver((entries) => {
+        const width = Math.round(entries[0].contentRect.width);
+        if (width && String(width) !== holder.dataset.width) {
+          holder.dataset.width = width;
+          draw();
+        }
+      }).observe(holder);
+      return holder;
+    };
+  }
+  function chartAt({label, x, y, series, height = 220, points = false}, width, tip) {
+    const all = series.flatMap((s) => s.points);
+    const scaled = (v) => (x.log ? Math.log2(v) : v);
+    const [x0, x1] = extent(all.map((p) => scaled(p.x)), x);
+    const [y0, y1] = extent(all.flatMap((p) => [p.value, p.lo, p.hi]), y);
+    const box = {left: 52, right: width - 14, top: 12, bottom: height - 42};
+    const atX = (v) => box.left + ((scaled(v) - x0) / (x1 - x0)) * (box.right - box.left);
+    const atY = (v) => box.bottom - ((v - y0) / (y1 - y0)) * (box.bottom - box.top);
+    const text = (value, attributes) => svg("text", {"font-size": 12, ...attributes}, value);
+    const steps = ticks(y0, y1);
+    const digits = y.digits ?? Math.max(...steps.map((v) => (String(v).split(".")[1] || "").length));
+    const grid = steps.map((v) => [
+      svg("line", {class: v === 0 ? "axis" : "guide", x1: box.left, x2: box.right, y1: atY(v), y2: atY(v)}),
+      text(number(v, digits), {x: box.left - 7, y: atY(v) + 4, "text-anchor": "end"})]);
+    const below = (x.ticks || ticks(x0, x1)).map((v) =>
+      text(number(v), {x: atX(v), y: box.bottom + 17, "text-anchor": "middle"}));
+    const middle = (box.top + box.bottom) / 2;
+    const names = [
+      text(x.name, {class: "soft", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle"}),
+      text(y.name, {class: "soft", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})`})];
+    const drawn = series.map(({colour = line(0), points: some}) => {
+      const known = some.filter((p) => p.value !== null && p.value !== undefined);
+      const ranged = known.filter((p) => p.lo !== null && p.lo !== undefined && p.hi !== null && p.hi !== undefined);
+      const spot = (p, side) => `${atX(p.x)},${atY(p[side])}`;
+      const band = [...ranged.map((p) => spot(p, "hi")), ...[...ranged].reverse().map((p) => spot(p, "lo"))].join(" ");
+      const bars = ranged.map((p) =>
+        svg("line", {x1: atX(p.x), x2: atX(p.x), y1: atY(p.lo), y2: atY(p.hi), style: `stroke:${colour}`, "stroke-width": 1.5}));
+      const path = svg("polyline", {points: known.map((p) => spot(p, "value")).join(" "), fill: "none",
+        style: `stroke:${colour}`, "stroke-width": 2});
+      const dots = known.map((p) => {
+        const dot = svg("circle", {cx: atX(p.x), cy: atY(p.value), r: p.strong ? 6 : 4, style: `fill:${colour}`,
+          stroke: "var(--ink)", "stroke-width": p.strong ? 2 : 0});
+        return p.text ? tip(dot, p.text) : dot;
+      });
+      return points ? [bars, dots] : [svg("polygon", {points: band, style: `fill:${colour}`, opacity: 0.18}), path, dots];
+    });
+    return svg("svg", {role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}`},
+      grid, svg("line", {class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom}), below, names, drawn);
+  }
+
   // State: what is chosen, by name, as strings. In a page of its own it is also in the address, so that a view can be
   // linked; in a frame it is not.
 
@@ -365,10 +440,12 @@
     followTheme(root);
     const tables = root.querySelector(".sage-static");
     const view = el("div", {class: "sage-view"});
+    const tip = tips(root);
     const live = el("p", {class: "hidden", role: "status", "aria-live": "polite"});
     const tools = {
-      el, svg, empty, cut, word, number, estimate, percent, plural, diverging, sequential, tint, line, tokens, tokenText,
-      select, choices, slider, search, control, roving, scroll, sortable, tip: tips(root), id: root.id,
+      el, svg, empty, cut, word, number, estimate, percent, plural, tokens, tokenText,
+      diverging, sequential, divergingFill, sequentialFill, tint, line,
+      select, choices, slider, search, control, roving, scroll, sortable, tip, chart: chartWith(tip), id: root.id,
       say: (text) => { live.textContent = text; },
       state: (defaults, changed) => stateOf(several ? `${kind}.` : "", defaults, changed),
     };
