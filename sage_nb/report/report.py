@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SCHEMA', 'worst_verdict', 'check_same_frame', 'SageReport', 'evidence_tensors', 'evidence_of_tensors',
-           'make_folder']
+           'make_folder', 'Evaluated']
 
 # %% ../../nbs/8_report/81_report.ipynb #e5cd59f5
 import hashlib
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from fastcore.basics import patch
@@ -27,12 +28,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..core.doctor import Diagnosis
+from ..core.models import model_hash
 from ..discovery.sections import CrossSections
 from ..measures.score import (
     KINDS, PARTS, Answers, Comparison, Evidence, compare, margin, score_parts, section_scores)
 from ..saes.fidelity import VERDICTS
 from .reasons import FORMS, form_of
 from ..views.explorers import Explorer
+from ..views.playground import Playground, playground
 from ..views.plots import plot_curves, plot_discovery, plot_edits, plot_faithfulness, to_html
 
 # %% ../../nbs/8_report/81_report.ipynb #e871f022
@@ -80,6 +83,7 @@ class SageReport:
     values: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, section, value, reason, and the figures behind it
     discovery: CrossSections | None = field(default=None)  # not saved
     explorers: dict[str, Explorer] = field(default_factory=dict)  # by name, in the order of the page
+    evaluated: "Evaluated | None" = field(default=None, compare=False)  # the objects themselves; not saved
 
     def scorecard(self) -> pd.DataFrame:
         "One row per SAE: the SAGE score, its interval, its parts, its fit; floor first, skyline and identity last."
@@ -381,6 +385,44 @@ def save(
     _write(folder / "table.csv", self.table.to_csv(index=False))
     if page: _write(folder / "report.html", _PAGE.format(style=_STYLE, body=self._repr_html_()))
     return folder / "report.html"
+
+# %% ../../nbs/8_report/81_report.ipynb #81162eee
+class Evaluated(NamedTuple):
+    "What a report is of, as objects."
+    model: object = None
+    task: object = None
+    truth: object = None
+    saes: object = None  # as `evaluate` takes them
+    sections: CrossSections | None = None
+
+
+def _require_same_objects(settings: dict, objects: Evaluated) -> None:
+    "An error for another model or other prompts than those of a report."
+    for what, here in (("model", model_hash(objects.model)), ("task", getattr(objects.task, "digest", None))):
+        there = settings[what]["hash"]
+        if here == there: continue
+        raise ValueError(f"the report is of {what} {settings[what]['name']} ({there}), and this {what} is another one "
+                         f"({here}): give what was evaluated, or call playground with what you have")
+
+
+@patch
+def explore(
+    self: SageReport,
+    model=None,  # each by default that which was evaluated, as long as it is in memory
+    task=None,
+    truth=None,
+    saes=None,  # a set, anything that `load_saes` takes, or a list of those
+    sections: CrossSections | None = None,
+) -> Playground:
+    "Widgets that ask the model; in a notebook with a kernel."
+    given = Evaluated(model, task, truth, saes, sections)
+    kept = (self.evaluated or Evaluated())._replace(**{k: x for k, x in given._asdict().items() if x is not None})
+    missing = [name for name in ("model", "task", "truth", "saes") if getattr(kept, name) is None]
+    if missing:
+        raise ValueError(f"this report was read from a file, which holds no {' and no '.join(missing)}: load and fit "
+                         "them again, and call report.explore(model, task, truth, saes, sections) with them")
+    _require_same_objects(self.settings, kept)
+    return playground(*kept)
 
 # %% ../../nbs/8_report/81_report.ipynb #d9b6647b
 def _saebench(report: SageReport, name: str, about: dict) -> dict:
