@@ -25,7 +25,7 @@ from ..saes.sets import SAESet, load_sets
 from ..tasks.task import Task, require_task
 from ..tasks.typed import PromptReader
 from ..truth.dictionaries import Dictionaries, fit_dictionaries
-from ..truth.runs import Stage, edited_by_truth, likeliest, sections_of, set_stage
+from ..truth.runs import Stage, edited_by_truth, sections_of, set_stage, top_tokens
 
 # %% ../../nbs/7_views/79_playground.ipynb #5e5a4768
 class Question(NamedTuple):
@@ -76,7 +76,7 @@ def _named(sets: Sequence[SAESet]) -> dict[str, SAESet]:
     if len(by_name) == len(sets): return by_name
     raise ValueError(f"two SAE sets are called alike ({', '.join(by_name)}): rename one, load_saes(..., name=...)")
 
-
+# %% ../../nbs/7_views/79_playground.ipynb #81c7f517
 class Player:
     "Answers questions about one model, and remembers what does not change when one control moves."
 
@@ -132,7 +132,7 @@ def answer(self: Player, question: Question) -> Answer:
     except ValueError as error: missing[SUPERVISED] = str(error)
     if stage.goal is not None: sets[COUNTERFACTUAL] = stage.goal
     logits = stage.predict(list(sets.values()))[:, 0]
-    return Answer(question, stage, dict(zip(sets, likeliest(self.model, logits))), moves, missing)
+    return Answer(question, stage, dict(zip(sets, top_tokens(self.model, logits))), moves, missing)
 
 # %% ../../nbs/7_views/79_playground.ipynb #3448aa74
 _STYLE = """<style>
@@ -287,7 +287,7 @@ def _options(texts: Iterable[str]) -> list[tuple[str, str]]:
 def _settings_of(sections: CrossSections) -> tuple[float, float]:
     return sections.settings.get("coverage", 0.9), sections.settings.get("min_effect", 0.1)
 
-
+# %% ../../nbs/7_views/79_playground.ipynb #dad4ef52
 class Playground:
     "Controls, and what is shown; displays itself in a notebook."
 
