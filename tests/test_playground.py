@@ -233,5 +233,5 @@ def test_a_report_that_was_read_back_takes_the_objects(model, task, truth, secti
     assert len(unsectioned.section.options) == len(task.attributes.columns) * len(places)
     with pytest.raises(ValueError, match="the report is of task ioi .* this task is another one"):
         report.explore(model, task[:100], truth, TOPK, sections)
-    kept = replace(report, evaluated=Evaluated(model, task, truth, [sae_sets[TOPK]], sections))
+    kept = replace(report, objects=Evaluated(model, task, truth, [sae_sets[TOPK]], sections))
     assert kept.explore().player.task is task

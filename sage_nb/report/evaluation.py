@@ -474,7 +474,7 @@ def evaluate(
     twins: bool = True,  # also try a random decoder of the same shape beside each SAE
     diagnostics: bool = True,  # also greedy edits and names by F1, of which the score is not made
     force: bool = False,  # also score SAEs that do not seem to belong to the model, or to their place
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = True,
     on_section: Callable[[SageReport], None] | None = None,  # given what is known after each section, before the last
     explorers: bool = True,  # also make what can be looked at, of few prompts and the first few SAE sets
@@ -504,7 +504,7 @@ def evaluate(
     _require_one(trials)
     about |= {"forward passes of the task's prompts": round(passes.forward - looks.passes, 2)}
     if explorers: about |= {"forward passes for explorers": round(looks.passes, 2)}
-    evaluated = Evaluated(model, task, truth, [s for s in given if s.name in l0], sections)
-    report = replace(_report(model, task, trials, sections, figures, about), evaluated=evaluated)
+    objects = Evaluated(model, task, truth, [s for s in given if s.name in l0], sections)
+    report = replace(_report(model, task, trials, sections, figures, about), objects=objects)
     if not explorers: return report
     return replace(report, explorers=_explorers(report, task, looks, model.tokenizer))

@@ -19,6 +19,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import torch
 from fastcore.basics import patch
 
@@ -26,6 +27,7 @@ from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
 from ..core.hub import not_a_file, parsed, tensor_shapes, why
 from ..core.models import EMBEDDED, ModelSettings
+from ..core.tables import html_table
 from .adapters import (
     ARCHITECTURES, EMBEDDING, TRANSCODERS, Placement, Said, as_dtype, from_object, from_sae_lens,
     is_of_sae_lens, node_of_hook, placement)
@@ -121,6 +123,17 @@ class SAESet:
         models = sorted(map(str, {_settings_of(sae) for sae in self} - {ModelSettings()}))
         made = f"; made on {_some(models)}" if models else ""
         return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}{made}"
+
+    def table(self) -> pd.DataFrame:
+        "One row per SAE: where it stands, what it is and how many latents it has."
+        by_place, rows = {str(node): sae for node, sae in self.saes.items()}, []
+        for place in _in_order(self.saes):
+            sae = by_place[place]
+            rows.append({"place": place, "reads": str(sae.reads()), "architecture": str(sae.architecture),
+                         "latents": sae.d_sae, "width": sae.d_in, "normalise": sae.normalise})
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str: return html_table(self.table(), repr(self))
 
     @cached_property
     def digest(self) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_LIKELY', 'WAYS', 'likeliest', 'Move', 'Way', 'greedy_way', 'named_way', 'edit_panel', 'edits_explorer']
 
-# %% ../../nbs/7_views/76_edits.ipynb #52720491
+# %% ../../nbs/7_views/76_edits.ipynb #700789f2
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from ..truth.runs import Workbench, editable, edited_attributes, run_in_turn
 from .explorers import Explorer, quantised, table_of
 from .latents import in_turn, shown_tokens
 
-# %% ../../nbs/7_views/76_edits.ipynb #68349f5e
+# %% ../../nbs/7_views/76_edits.ipynb #552c95dd
 MOST_LIKELY = 5  # tokens
 
 
@@ -50,7 +50,7 @@ def likeliest(
     texts = [[model.tokenizer.decode([int(token)]) for token in row] for row in tokens]
     return [[list(pair) for pair in zip(*pairs)] for pairs in zip(texts, quantised(probabilities))]
 
-# %% ../../nbs/7_views/76_edits.ipynb #9dd27d1d
+# %% ../../nbs/7_views/76_edits.ipynb #f0dfb25a
 WAYS = ("by name", "greedy")
 
 
@@ -92,7 +92,7 @@ def greedy_way(
     acts = [{node: e.edit(bench.acts[node], k) for node, e in edits.items()} for k in NAMED_KS]
     return Way(acts, _greedy_moves(edits, {node: some.saes for node, some in source.items()}))
 
-# %% ../../nbs/7_views/76_edits.ipynb #b2ee794c
+# %% ../../nbs/7_views/76_edits.ipynb #19baed53
 def _rankings(read: NamedUnits, attribute: str) -> list[np.ndarray]:
     "For each value the units that have its name, those that are exchanged."
     names = read.names[attribute]
@@ -130,18 +130,17 @@ def named_way(
     at_nodes = [_named_at(node, some, bench.truth[node][bench.section.attribute], bench, rows) for node, some in read.items()]
     return Way(acts, [sorted(sum(of_prompt, [])) for of_prompt in zip(*at_nodes)])
 
-# %% ../../nbs/7_views/76_edits.ipynb #8976e747
+# %% ../../nbs/7_views/76_edits.ipynb #0a8af808
 def _prompts(bench: Workbench) -> list[dict]:
-    "Each prompt, its counterfactual, and what is asked of it."
-    task, other, decode = bench.task, bench.counterfactual, bench.model.tokenizer.decode
+    "Each prompt and its counterfactual."
+    task, other = bench.task, bench.counterfactual
     ends, prompts = task.prompts.index("END").tolist(), []
     for i, end in enumerate(ends):
         tokens, first = shown_tokens(task.strings[i], end)
         roles = {str(int(index[i]) - first): role for role, index in task.prompts.positions.items() if index[i] >= first}
         prompts.append({
             "tokens": tokens, "roles": roles, "old": task.attributes[bench.section.attribute][i], "new": other.values[i],
-            "counterfactual": shown_tokens(other.strings[i], end)[0] if other.strings else [],
-            "answer": decode([int(task.answers[i])]), "new_answer": decode([int(other.answers[i])])})
+            "counterfactual": shown_tokens(other.strings[i], end)[0] if other.strings else []})
     return prompts
 
 
@@ -179,7 +178,7 @@ def edit_panel(
             "ways": {name: {"moves": _moves(way, latents), "after": _after(few, way)} for name, way in zip(WAYS, ways)},
             "latents": list(latents)}
 
-# %% ../../nbs/7_views/76_edits.ipynb #784a3739
+# %% ../../nbs/7_views/76_edits.ipynb #bd2a5e3b
 def _table(panel: dict) -> str:
     "What readers without scripts see: the likeliest token of each run."
     rows, names = [], {"before": "before", "supervised": "supervised edit", "true": "true activations put in"}
