@@ -6,7 +6,7 @@
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Edits', 'Look', 'Node', 'Prompts', 'hooks_of', 'SilentHooks', 'hooked', 'n_heads',
            'absence', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'remembered', 'capture',
            'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several', 'run_each', 'differentiate', 'gradients',
-           'Passes', 'count_passes']
+           'Passes', 'count_passes', 'watching']
 
 # %% ../../nbs/1_core/12_activations.ipynb #256faa34
 import re
@@ -877,3 +877,13 @@ def count_passes(
         if torch.is_grad_enabled(): passes.backward_rows += rows  # in this room, only where a backward pass follows
     hooks = [(Node("resid_pre", layer).hook, count) for layer in range(model.cfg.n_layers)]
     with model.hooks(fwd_hooks=hooks): yield passes
+
+# %% ../../nbs/1_core/12_activations.ipynb #c9d3df37
+@contextmanager
+def watching(
+    model,
+    look: Callable[[], None],  # called before each block that is computed; what it raises ends the run
+) -> Iterator[None]:
+    "Have a function called while a model runs, within a `with`."
+    hooks = [(Node("resid_pre", layer).hook, lambda x, hook: look()) for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=hooks): yield
