@@ -139,8 +139,9 @@ def framed(
     title: str,
     height: int = 480,  # pixels, until the page's script makes it as high as what is in it
 ) -> str:
-    "The page in an `<iframe>` that holds it whole."
-    return (f'<iframe class="sage-frame" title="{_escaped(title)}" srcdoc="{escape(page)}" '
+    "The page in an `<iframe>` that holds it whole, on one line: a blank line would end it where HTML stands in Markdown."
+    held = escape(page).replace("\n", "&#10;")
+    return (f'<iframe class="sage-frame" title="{_escaped(title)}" srcdoc="{held}" '
             f'style="width:100%;height:{int(height)}px;border:0"></iframe>')
 
 # %% ../../nbs/7_views/72_explorers.ipynb #1bbf394f

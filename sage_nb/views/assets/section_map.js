@@ -219,7 +219,7 @@ sage.register("section_map", (root, data, tools) => {
   function drawDetail() {
     const p = panel();
     const title = () => [word(attribute().name), ` in ${siteWords(p.site)} (`, word(p.site), ") at ", word(p.position)];
-    empty(nodes, heading(title()), cells(p), nodeText);
+    empty(nodes, heading("Node by node: ", word(key(p), {limit: 40})), cells(p), nodeText);
     empty(panelBox, heading(title()), known(p));
     empty(examples, prompts(p));
     drawNode();
