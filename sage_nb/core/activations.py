@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Edits', 'Look', 'Node', 'Prompts', 'hooks_of', 'SilentHooks', 'hooked', 'n_heads',
-           'absence', 'check_model', 'remembered', 'capture', 'clean_run', 'run', 'prompt_losses', 'run_several',
-           'run_each', 'differentiate', 'gradients', 'Passes', 'count_passes']
+           'absence', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'remembered', 'capture',
+           'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several', 'run_each', 'differentiate', 'gradients',
+           'Passes', 'count_passes']
 
 # %% ../../nbs/1_core/12_activations.ipynb #256faa34
 import re
@@ -16,17 +17,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import psutil
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sage_nb.core.cone import (
-    CleanRun, LogitDifference, can_narrow, computing, holding, joined, outputs_of, recording, share_of_tokens, skipping,
-    unembedding_only)
+from .cone import (
+    CleanRun, LogitDifference, can_narrow, computing, gather_tokens, holding, joined, outputs_of, recording,
+    share_of_tokens, skipping, unembedding_only)
 
 # %% ../../nbs/1_core/12_activations.ipynb #297b4f60
 SITES = {
@@ -133,7 +136,7 @@ class Prompts:
     def slices(self, batch_size: int) -> list[slice]:
         "Consecutive batches of rows."
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size {batch_size!r} must be a whole number of prompts, at least 1")
+            raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 1")
         if not len(self): raise ValueError("there are no prompts: all were left out before the model was run")
         return [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
 
@@ -316,6 +319,41 @@ def _nodes(model, prompts: Prompts, nodes) -> list[Node]:
         if node.position is not None: prompts.index(node.position)
     return nodes
 
+# %% ../../nbs/1_core/12_activations.ipynb #82dc2cb6
+def free_memory(device: torch.device | str) -> int:
+    "Bytes that are free where a device computes; of a CPU, those of the process's container, where that is less."
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free, limit = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
+    if not limit.exists() or not limit.read_text().strip().isdigit(): return free
+    return max(0, min(free, int(limit.read_text()) - psutil.Process().memory_info().rss))
+
+
+def prompt_bytes(model, prompts: Prompts) -> int:
+    "What one prompt takes of memory in a run with gradients."
+    cfg, n_pos = model.cfg, prompts.tokens.shape[1]
+    by_token = 17 * cfg.d_model + 2.5 * (getattr(cfg, "n_heads", 0) or 0) * n_pos
+    return int(cfg.n_layers * n_pos * by_token * next(model.parameters()).element_size())
+
+
+_MOST = {"cuda": 512}  # prompts at once; 64 elsewhere
+
+
+def fitting_batch(
+    model,
+    prompts: Prompts,
+    batch_size: int | None = None,  # a number is taken as it is
+) -> int:
+    "How many prompts are run at once."
+    if batch_size is not None:
+        prompts.slices(batch_size)
+        return batch_size
+    device = next(model.parameters()).device
+    fit = free_memory(device) // 4 // max(1, prompt_bytes(model, prompts))
+    return max(1, min(fit, _MOST.get(device.type, 64)))
+
 # %% ../../nbs/1_core/12_activations.ipynb #74fac43f
 def _capture(model, batch, nodes):
     "The activations at `nodes`, from a run of the model on one batch."
@@ -387,11 +425,12 @@ def capture(
     model,
     prompts: Prompts,
     nodes: Iterable[Node | str],  # `head=None` at a site with heads takes all; `position=None` takes every token
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # prompt, then pos if the node has none, then head if it has none, then d
     "The activations at `nodes`."
-    nodes, batches = _nodes(model, prompts, nodes), prompts.slices(batch_size)
+    nodes = _nodes(model, prompts, nodes)
+    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
     bar = tqdm(batches, desc="capture", disable=not progress, leave=False)
     parts = [_recall(model, prompts[rows], nodes) for rows in bar]
     if len(parts) == 1: return parts[0]
@@ -493,12 +532,12 @@ def clean_run(
     model,
     prompts: Prompts,
     starts: Iterable[int] | None = None,  # layers that runs shall start at; by default, any
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     most: int = 2**32,  # bytes to keep; where all that can be kept is more, runs start at a layer with all tokens
 ) -> CleanRun:
     "What runs with edits need to know of the clean run."
     starts = sorted(set(range(model.cfg.n_layers) if starts is None else starts))
-    runs, batches, whole = [], prompts.slices(batch_size), False
+    runs, batches, whole = [], prompts.slices(fitting_batch(model, prompts, batch_size)), False
     for rows in batches:
         batch = prompts[rows]
         with recording(model, batch.tokens, starts, whole) as noted, hooked(model, [_at_end(model, batch)]):
@@ -522,12 +561,25 @@ def _window(prompts: Prompts, nodes: Iterable[Node]) -> Int[Tensor, "prompt toke
     named = {node.position for node in nodes}
     if None in named: return None
     places = torch.stack([prompts.index(position) for position in {*named, "END"}])
-    first, n_pos = places.min(0).values, prompts.tokens.shape[1]
-    width = int((places.max(0).values - first).max()) + 1
+    return _between(places.min(0).values, places.max(0).values, prompts.tokens.shape[1])
+
+
+def _between(first, last, n_pos: int) -> Int[Tensor, "prompt token"] | None:
+    "Tokens from `first` to `last`, as many in each prompt as in that with the most; None is all."
+    width = int((last - first).max()) + 1
     if width == n_pos: return None
     return first.clamp(max=n_pos - width)[:, None] + torch.arange(width)
 
 
+def tokens_from(
+    prompts: Prompts,
+    first: Int[Tensor, "prompt"],  # token of each prompt
+) -> Int[Tensor, "prompt token"] | None:
+    "The tokens from `first` to END, as many in each prompt as in that with the most; None is all."
+    end = prompts.index("END")
+    return _between(torch.minimum(first.to(end), end), end, prompts.tokens.shape[1])
+
+# %% ../../nbs/1_core/12_activations.ipynb #0de234bc
 @dataclass(frozen=True)
 class _Part:
     "What is computed of a run with edits, and from where."
@@ -542,8 +594,14 @@ class _Part:
         layer = None if start is None or not nodes else start.start_below(min(node.layer for node in nodes))
         if layer is None: return cls(prompts)
         start, tokens = start.from_layer(layer), None if start.whole else _window(prompts, nodes)
+        return cls.at(prompts, start, layer, tokens, {"END", *(node.position for node in nodes)})
+
+    @classmethod
+    def at(cls, prompts: Prompts, start: CleanRun | None, layer: int, tokens, roles: Iterable[str]) -> "_Part":
+        "That of a run of some tokens in which positions are named; one that is not computed is where the nearest is."
         if tokens is None: return cls(prompts, start, layer)
-        positions = {role: prompts.index(role) - tokens[:, 0] for role in {"END", *(node.position for node in nodes)}}
+        last = tokens.shape[1] - 1
+        positions = {role: (prompts.index(role) - tokens[:, 0]).clamp(0, last) for role in roles}
         return cls(Prompts(prompts.tokens.gather(1, tokens), positions), start, layer, tokens)
 
     def __getitem__(self, rows) -> "_Part":
@@ -569,14 +627,14 @@ def run(
     prompts: Prompts,
     metric: Metric | None = None,  # by default, the logits at END themselves
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     start: CleanRun | None = None,  # of the same prompts: only what the edits can reach is computed
 ) -> Float[Tensor, "prompt ..."]:
     "The metric of each prompt when the activations at some nodes are replaced."
     edits, results = _edits_or_none(model, prompts, edits), []
     if metric is not None: _check_metric(model, metric)
-    prompts.slices(batch_size)  # an error where it is no number of prompts
     _check_start(start, prompts)
+    batch_size = fitting_batch(model, prompts, batch_size)
     whole = _Part.of(prompts, edits, start)
     for rows in whole.slices(batch_size):
         part, fwd = whole[rows], []
@@ -591,14 +649,14 @@ def prompt_losses(
     model,
     prompts: Prompts,
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Float[Tensor, "prompt"]:
     "Each prompt's mean next-token loss up to END, in nats, when the activations at some nodes are replaced."
     edits, results = _edits_or_none(model, prompts, edits), []
     if (prompts.index("END") == 0).any():
         row = int((prompts.index("END") == 0).int().argmax())
         raise ValueError(f"prompt {row} has END at its first token, so nothing in it is predicted: leave it out")
-    for rows in prompts.slices(batch_size):
+    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
         batch, fwd = prompts[rows], []
         for node in _ordered(edits): fwd += _edit_hooks(node, batch, edits[node][rows])
         results.append(_batch_losses(model, batch, fwd))
@@ -666,7 +724,7 @@ def run_several(
     prompts: Prompts,
     metric: Metric,  # one number per prompt
     sets: Sequence[Edits],  # for each run, what is put in
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     start: CleanRun | None = None,  # of the same prompts; by default one is made
 ) -> Float[Tensor, "prompt set"]:
     "What `run` says with each of some sets of edits."
@@ -674,6 +732,7 @@ def run_several(
     if not sets: raise ValueError("there are no sets of edits: give at least one")
     _check_metric(model, metric)
     _check_start(start, prompts)
+    batch_size = fitting_batch(model, prompts, batch_size)
     parts, starts = [], {min(node.layer for node in edits) for edits in sets}
     for rows in prompts.slices(batch_size):
         batch = prompts[rows]
@@ -688,13 +747,14 @@ def run_each(
     prompts: Prompts,
     metric: Metric,  # one number per prompt
     edits: Edits,
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt node"]]:  # without any edit, and with each
     "The metric of each prompt when the nodes are replaced one at a time."
     edits = _check_edits(model, prompts, edits)
     _check_metric(model, metric)
     sets, starts = [{node: value} for node, value in edits.items()], sorted({node.layer for node in edits})
+    batch_size = fitting_batch(model, prompts, batch_size)
     batches, unedited, edited = prompts.slices(batch_size), [], []
     with tqdm(total=len(edits) * len(batches), desc="patch", disable=not progress, leave=False) as bar:
         for rows in batches:
@@ -717,6 +777,15 @@ Look = Callable[[Tensor], None]  # given a node's activation or gradient, shaped
 def _by_node(looks: dict[Node, Look] | None) -> dict[Node, Look]:
     return {Node.of(node): look for node, look in (looks or {}).items()}
 
+
+def _computed(x: Tensor, node: Node, batch: Prompts, part: _Part) -> Float[Tensor, "prompt ..."]:
+    "What a hook of a run of some tokens holds at the node; 0 where its token is none of them."
+    x = _read(x, node, part.prompts)
+    if part.tokens is None or node.position is None: return x
+    at = batch.index(node.position)
+    there = (at >= part.tokens[:, 0]) & (at <= part.tokens[:, -1])
+    return torch.where(there.to(x.device).view(-1, *[1] * (x.dim() - 1)), x, 0)
+
 # %% ../../nbs/1_core/12_activations.ipynb #d12ccd2c
 def differentiate(
     model,
@@ -726,28 +795,32 @@ def differentiate(
     forward: dict[Node, Look] | None = None,  # given the activation
     backward: dict[Node, Look] | None = None,  # given the gradient; called after all of `forward`, last layers first
     stream: Float[Tensor, "prompt pos d_model"] | None = None,  # to start from at layer 0; by default that of the batch
+    start: CleanRun | None = None,  # of the batch, from layer 0 on: what `tokens` are computed beside
+    tokens: Int[Tensor, "prompt token"] | None = None,  # that are computed, in ascending order; None is all
 ) -> Float[Tensor, "prompt"]:  # the metric
-    "One forward and one backward pass of a batch."
+    "One forward and one backward pass of a batch. Of a token that is not computed, looks are given 0."
     forward, backward = _by_node(forward), _by_node(backward)
     if forward or backward: _nodes(model, batch, [*forward, *backward])
     _check_metric(model, metric)
-    start, known = [], hooks_of(model)
+    _check_start(start, batch)
+    part, begun, known = _Part.at(batch, start, 0, tokens, batch.positions), [], hooks_of(model)
     bottom = Node("resid_pre", 0).hook
 
     def begin(x):
-        x = x if stream is None else stream.to(x)
-        start.append(x.detach().clone().requires_grad_())
-        return start[0]
+        if stream is not None: x = (stream if tokens is None else gather_tokens(stream, tokens, 1)).to(x)
+        begun.append(x.detach().clone().requires_grad_())
+        return begun[0]
 
     def looking(look, node):
-        def hook(x): look(_read(x.detach(), node, batch))  # what a look returns must not replace the activation
+        def hook(x): look(_computed(x.detach(), node, batch, part))  # what a look returns must not replace x
         return hook
     fwd = [(node.hook, looking(look, node)) for node, look in forward.items()]
     looks = [(_grad_hook(known, node), looking(look, node)) for node, look in backward.items()]
     above = [pair for pair in looks if pair[0] != bottom]  # the gradient at the bottom is what autograd returns
-    with torch.enable_grad(), hooked(model, [(bottom, begin), *fwd, _at_end(model, batch)], above):
-        result = _ask(model, batch, metric, rows, single=True)
-        gradient, = torch.autograd.grad(result.sum(), start)
+    fwd = [(bottom, begin), *fwd, _at_end(model, part.prompts)]
+    with torch.enable_grad(), part.started(model), hooked(model, fwd, above):
+        result = _ask(model, part.prompts, metric, rows, single=True)
+        gradient, = torch.autograd.grad(result.sum(), begun)
     for hook, look in looks:
         if hook == bottom: look(gradient)
     return result.detach()
@@ -758,12 +831,13 @@ def gradients(
     prompts: Prompts,
     nodes: Iterable[Node | str],
     metric: Metric,  # one number per prompt
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # shaped as `capture` gives the activations
     "The gradient of each prompt's metric with respect to the activations at `nodes`."
     parts = {node: [] for node in _nodes(model, prompts, nodes)}
     looks = {node: kept.append for node, kept in parts.items()}
-    for rows in prompts.slices(batch_size): differentiate(model, prompts[rows], metric, rows, backward=looks)
+    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
+    for rows in batches: differentiate(model, prompts[rows], metric, rows, backward=looks)
     return {node: torch.cat(kept) for node, kept in parts.items()}
 
 # %% ../../nbs/1_core/12_activations.ipynb #45a2d5cf

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+from transformers.activations import NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from .hub import flaw_of, locate, why
@@ -188,6 +189,14 @@ def _unlike(settings: ModelSettings):
                       f"{', '.join(other)}: pass a model object that has it")
 
 
+def _fused(model):
+    "The model with GPT-2's GELU as one operation: transformers spells it out, which takes a third of a run."
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation: setattr(module, name, torch.nn.GELU(approximate="tanh"))
+    return model
+
+
 _ALIKE = ("center_writing_weights", "fold_ln", "center_unembed")  # views of SAEs centre; the others change no site
 
 
@@ -211,7 +220,7 @@ def load_model(
     bos = said.prepend_bos if said.prepend_bos is not None else str(name) in embedded_models() or None
     if bos is not None: model.cfg.default_prepend_bos = bos  # the zoo is trained on documents that start with <bos>
     model.cfg.model_name = str(name)
-    return model.eval().requires_grad_(False)
+    return _fused(model).eval().requires_grad_(False)
 
 # %% ../../nbs/1_core/14_models.ipynb #17676899
 class _Trace(NamedTuple):

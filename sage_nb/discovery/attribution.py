@@ -10,6 +10,7 @@ __all__ = ['ATTRIBUTION_METHODS', 'Contrast', 'Effects', 'exact_effects', 'Slope
 # %% ../../nbs/3_discovery/31_attribution.ipynb #f2a74de4
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -21,10 +22,10 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sage_nb.core.activations import (
-    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, hooks_of, n_heads,
-    run_each)
-from ..core.cone import LogitDifference
+from ..core.activations import (
+    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, fitting_batch,
+    hooks_of, n_heads, run_each, tokens_from)
+from ..core.cone import LogitDifference, gather_tokens, recording, scatter_tokens
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import intervals
 from ..core.models import require_model
@@ -70,7 +71,7 @@ def exact_effects(
     model,
     contrast: Contrast,
     nodes: Sequence[Node],
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> Effects:
     "The true effects: one run per node, from the node's layer and token on."
@@ -87,15 +88,22 @@ class Slopes:
         model,
         batch: Contrast,  # run at once
         nodes: Sequence[Node],  # at named positions, and of one head each where the site has heads
+        paths: bool = False,  # whether slopes at other streams are to come
     ):
         self.model, self.batch, self.nodes = model, batch, list(nodes)
         self.whole = list(dict.fromkeys(node._replace(head=None) for node in nodes))  # all heads of a site together
         self.delta = capture(model, batch.cf, self.whole, len(batch))  # the clean run subtracts its own
-        self.effects = self.measure(forward=self.clean_looks())
+        self.here = {}  # activations of the clean run
+        with recording(model, batch.prompts.tokens, [0]) if paths else nullcontext([None]) as noted:
+            self.effects = self.measure(forward=self.clean_looks())
+        self.clean = noted[0]
 
     def clean_looks(self) -> dict[Node, Look]:
-        "What is done with activations in the clean run."
-        return {node: delta.sub_ for node, delta in self.delta.items()}
+        "What is done with activations in the clean run: they are kept, and subtracted from the counterfactual's."
+        def look(node, activation):
+            self.here[node] = activation
+            self.delta[node].sub_(activation)
+        return {node: partial(look, node) for node in self.whole}
 
     def looks(self, products: dict[Node, Tensor]) -> dict[Node, Look]:
         "What is done with gradients in every run: the product of each with its node's change is kept."
@@ -106,11 +114,13 @@ class Slopes:
         self,
         stream: Float[Tensor, "prompt pos d_model"] | None = None,  # to start from; by default that of the prompts
         forward: dict[Node, Look] | None = None,
+        tokens: Int[Tensor, "prompt token"] | None = None,  # where the stream may be another, and all behind; None: all
     ) -> Effects:
         "The metric of a run, and the effects by the slopes in it."
         prompts, metric, products = self.batch.prompts, self.batch.metric, {}
-        backward = self.looks(products)
-        clean = differentiate(self.model, prompts, metric, forward=forward, backward=backward, stream=stream)
+        how = dict(forward=forward, backward=self.looks(products), stream=stream)
+        if tokens is not None: how |= dict(start=self.clean, tokens=tokens)
+        clean = differentiate(self.model, prompts, metric, **how)
         return Effects(clean, self.columns(products))
 
     def columns(self, products: dict[Node, Tensor]) -> Float[Tensor, "prompt node"]:
@@ -121,18 +131,53 @@ class Slopes:
         return torch.stack([column(node) for node in self.nodes], 1)
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #5e5e1ac9
+_KEPT = 2**28  # bytes of changes
+
+
+class _Patterns:
+    "What the counterfactual's queries and keys change of the clean run's attention patterns."
+
+    def __init__(self, model, prompts: Prompts, here: dict[Node, Tensor], values: dict[int, Tensor], delta):
+        self.model, self.prompts, self.delta = model, prompts, delta
+        self.here = here | {Node("v", layer): some for layer, some in values.items()}
+        self.attentions, self.changes = {}, {}
+
+    def attention(self, layer: int) -> Attention:
+        "What a layer does with queries and keys; an error if it is not the model's, or z not the pattern's mixture."
+        if layer not in self.attentions:
+            self.attentions[layer] = Attention.of(self.model, layer, self.here)
+            require_mixture(layer, self.here)
+        return self.attentions[layer]
+
+    def patched(self, node: Node) -> Float[Tensor, "prompt query head key"]:
+        "The pattern that the counterfactual's queries or keys make at a position."
+        acts = {site: self.here[Node(site, node.layer)] for site in ("q", "k")}
+        patched = acts[node.site].clone()
+        index = self.prompts.index(node.position).to(patched.device)
+        patched[torch.arange(len(patched)), index] += self.delta[node]
+        return self.attention(node.layer).pattern(**(acts | {node.site: patched}))
+
+    def change(self, node: Node) -> Float[Tensor, "prompt query head key"]:
+        "What they change of a pattern from a position; kept for other runs while all of it is small."
+        if node in self.changes: return self.changes[node]
+        change = self.patched(node) - self.here[Node("pattern", node.layer)]
+        if change.nbytes * (len(self.changes) + 1) <= _KEPT: self.changes[node] = change
+        return change
+
+# %% ../../nbs/3_discovery/31_attribution.ipynb #65ef9dc6
 class QKSlopes(Slopes):
     "Slopes, but for queries and keys those at the attention pattern that they make."
 
-    def __init__(self, model, batch: Contrast, nodes: Sequence[Node]):
+    def __init__(self, model, batch: Contrast, nodes: Sequence[Node], paths: bool = False):
         self.layers = {node.layer for node in nodes if node.site in ("q", "k")}  # whose patterns matter
-        self.here = {}  # what patterns are made of, and what they make, in the clean run
         self.values = {}  # of each layer, in the run whose slopes are taken
-        self.attentions = {}
-        super().__init__(model, batch, nodes)
+        self.tokens = None  # that it computes
+        self.patterns = None
+        super().__init__(model, batch, nodes, paths)
+        self.here |= {Node("v", layer): values for layer, values in self.values.items()}
 
     def clean_looks(self) -> dict[Node, Look]:
-        "What is done with activations in the clean run: those that make the patterns are kept."
+        "What is done with activations in the clean run: those that make the patterns are kept, too."
         kept = [node for layer in self.layers for node in (*Attention.reads(self.model, layer), Node("z", layer))]
         return super().clean_looks() | {node: partial(self.here.__setitem__, node) for node in kept}
 
@@ -140,10 +185,14 @@ class QKSlopes(Slopes):
         self,
         stream: Float[Tensor, "prompt pos d_model"] | None = None,
         forward: dict[Node, Look] | None = None,
+        tokens: Int[Tensor, "prompt token"] | None = None,
     ) -> Effects:
         "The metric of a run, and the effects by the slopes in it."
-        keep = {Node("v", layer): partial(self.values.__setitem__, layer) for layer in self.layers}
-        return super().measure(stream, (forward or {}) | keep)
+        def keep(layer, values):
+            if tokens is not None: values = scatter_tokens(self.here[Node("v", layer)], values, tokens, 1)
+            self.values[layer] = values
+        self.tokens = tokens
+        return super().measure(stream, (forward or {}) | {Node("v", n): partial(keep, n) for n in self.layers}, tokens)
 
     def looks(self, products: dict[Node, Tensor]) -> dict[Node, Look]:
         "What is done with gradients in every run: queries and keys wait for that of the heads' outputs."
@@ -158,28 +207,16 @@ class QKSlopes(Slopes):
     def through_pattern(
         self,
         node: Node,  # the queries or keys of a layer at a position
-        gradient: Float[Tensor, "prompt query head key"],  # of the metric, at the pattern
+        gradient: Float[Tensor, "prompt query head key"],  # of the metric, at the pattern; of the queries computed
     ) -> Float[Tensor, "prompt head"]:
         "The effect of each head's query or key, by the slope at the pattern."
-        change = self.patched_pattern(node) - self.here[Node("pattern", node.layer)]
+        if self.patterns is None:  # at the end of the clean run
+            self.patterns = _Patterns(self.model, self.batch.prompts, self.here, dict(self.values), self.delta)
+        change = self.patterns.change(node)
+        if self.tokens is not None: change = gather_tokens(change, self.tokens, 1)
         effect = einsum(change, gradient, "prompt query head key, prompt query head key -> prompt head")
         by_head = effect.unflatten(1, (n_heads(self.model, node.site), -1))  # a key head may serve several query heads
         return by_head.sum(-1)
-
-    def attention(self, layer: int) -> Attention:
-        "What a layer does with queries and keys; an error if it is not the model's, or z not the pattern's mixture."
-        if layer not in self.attentions:
-            self.attentions[layer] = Attention.of(self.model, layer, self.here)
-            require_mixture(layer, self.here | {Node("v", layer): self.values[layer]})
-        return self.attentions[layer]
-
-    def patched_pattern(self, node: Node) -> Float[Tensor, "prompt query head key"]:
-        "The pattern that the counterfactual's queries or keys make at a position."
-        layer, prompts = node.layer, self.batch.prompts
-        acts = {site: self.here[Node(site, layer)] for site in ("q", "k")}
-        patched = acts[node.site].clone()
-        patched[torch.arange(len(prompts)), prompts.index(node.position).to(patched.device)] += self.delta[node]
-        return self.attention(layer).pattern(**(acts | {node.site: patched}))
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #08500532
 def _runs(differ: Tensor) -> Int[Tensor, "prompt pos"]:
@@ -219,26 +256,32 @@ def _moved(
     return torch.where((thing >= 0)[..., None], goal[rows, thing.clamp(min=0)], start)
 
 
-def _along(slopes: Slopes, start: Tensor, target: Tensor, steps: int):
-    "The effects by slopes averaged over the path from one stream to another, and the activations at its end."
-    total, end = slopes.effects.effect / 2, {}
+def _along(slopes: Slopes, goal: Tensor, thing: Int[Tensor, "prompt pos"], steps: int):
+    "The effects by slopes averaged over the path on which a thing changes, and each node's change at its end."
+    start, prompts = slopes.clean.layers[0].stream, slopes.batch.prompts
+    target, moved = _moved(start, goal, thing), (thing >= 0).int()
+    first = torch.where(moved.any(1), moved.argmax(1), prompts.tokens.shape[1])
+    tokens = None if slopes.clean.whole else tokens_from(prompts, first)
+    total, change = slopes.effects.effect / 2, {}
     for i in range(1, steps - 1):
-        total += slopes.measure(start.lerp(target, i / (steps - 1))).effect
-    keep = {node: partial(end.__setitem__, node) for node in slopes.whole}
-    total += slopes.measure(target, keep).effect / 2
-    return total / (steps - 1), end
+        total += slopes.measure(start.lerp(target, i / (steps - 1)), tokens=tokens).effect
+
+    def keep(node, activation):
+        change[node] = activation - slopes.here[node]
+        if tokens is not None: change[node][prompts.index(node.position) < tokens[:, 0]] = 0  # was not computed
+    total += slopes.measure(target, {node: partial(keep, node) for node in slopes.whole}, tokens).effect / 2
+    return total / (steps - 1), change
 
 
 def _over_paths(slopes: Slopes, steps: int) -> Float[Tensor, "prompt node"]:
     "The effects by slopes averaged over all paths, each weighted by its share in the node's change."
     prompts, cf = slopes.batch.prompts, slopes.batch.cf
-    here = capture(slopes.model, prompts, [*slopes.whole, _START], len(prompts))
     goal = capture(slopes.model, cf, [_START], len(cf))[_START]
     clean = slopes.effects.effect
     total, weight = torch.zeros_like(clean), torch.zeros_like(clean)
     for thing in changes(prompts, cf):
-        effect, end = _along(slopes, here[_START], _moved(here[_START], goal, thing), steps)
-        shares = {node: torch.linalg.vecdot(end[node] - here[node], slopes.delta[node]) for node in slopes.whole}
+        effect, change = _along(slopes, goal, thing, steps)
+        shares = {node: torch.linalg.vecdot(change[node], slopes.delta[node]) for node in slopes.whole}
         share = slopes.columns(shares).clamp(min=0)
         total += share * effect
         weight += share
@@ -261,14 +304,15 @@ def first_order(
     nodes: Sequence[Node],
     steps: int = 1,  # points on each path, at both ends and between; 1 is the slope at the clean run
     qk_fix: bool = False,  # for q and k, take the slope at the attention pattern
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Effects:
     "The first-order effects of putting each node's counterfactual activation in."
     whole_number("steps", steps)  # a path needs a point
     for node in nodes: _require_vector(node)
+    batch_size = fitting_batch(model, contrast.prompts, batch_size)
     kind, clean, effect = QKSlopes if qk_fix else Slopes, [], []
     for batch in contrast.batches(batch_size):
-        slopes = kind(model, batch, nodes)
+        slopes = kind(model, batch, nodes, steps > 1)
         clean.append(slopes.effects.clean)
         effect.append(slopes.effects.effect if steps == 1 else _over_paths(slopes, steps))
     return Effects(torch.cat(clean), torch.cat(effect))
@@ -368,7 +412,7 @@ class NodeScores:
 def _inputs(model, task, nodes, batch_size) -> tuple[list[Node], int]:
     "What is asked for, or an error."
     require_task(task, model)
-    return chosen_nodes(model, task.prompts, nodes), whole_number("batch_size", batch_size)
+    return chosen_nodes(model, task.prompts, nodes), fitting_batch(model, task.prompts, batch_size)
 
 
 def exact_patching(
@@ -376,7 +420,7 @@ def exact_patching(
     task: Task,
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
     nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> NodeScores:
     "The true effects of all nodes: one run per node, from the node's layer and token on."
@@ -407,7 +451,7 @@ def attribution_patching(
     nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
     steps: int = 1,  # points on the paths over which slopes are averaged; 1 is plain AtP, more AtP-IG
     qk_fix: bool | None = False,  # for q and k, take the slope at the attention pattern; None is where the model allows
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> NodeScores:
     "First-order effects: two forward passes and a backward for all nodes, and one of each for every point of a path."
     nodes, batch_size = _inputs(model, task, nodes, batch_size)

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.activations import HEAD_SITES, Node, capture, clean_run, run, run_several
+from ..core.activations import (
+    HEAD_SITES, Node, capture, clean_run, fitting_batch, remembered, run, run_several)
 from ..core.cone import CleanRun
 from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
@@ -136,7 +137,8 @@ class JointEffects:
 
     @classmethod
     def of(
-        cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int = 64, unedited: CleanRun | None = None,
+        cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int | None = None,
+        unedited: CleanRun | None = None,
     ) -> "JointEffects":
         "Of any of the nodes; with a clean run of the prompts, if there is one already."
         there = capture(model, contrast.cf, nodes, batch_size)
@@ -268,6 +270,9 @@ class _Shared:
         return cls(dict(zip(attributes, clean.unbind(1))), unedited, neutral)
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #e257e13d
+def _all_heads(node: Node) -> Node: return node._replace(head=None)
+
+
 @dataclass(frozen=True)
 class _Search:
     "What it takes to judge any group of nodes for one attribute."
@@ -279,8 +284,10 @@ class _Search:
     @classmethod
     def of(cls, model, task: Task, attribute: str, nodes, shared: _Shared, settings, batch_size: int) -> "_Search":
         contrast, neutral = Contrast.of(task, attribute), None
-        scores = attribution_patching(model, task, attribute, nodes, settings.steps, settings.qk_fix, batch_size)
-        there = capture(model, contrast.cf, nodes, batch_size)
+        with remembered():  # what attribution has captured of the counterfactuals is not captured again
+            scores = attribution_patching(model, task, attribute, nodes, settings.steps, settings.qk_fix, batch_size)
+            whole = capture(model, contrast.cf, dict.fromkeys(map(_all_heads, nodes)), batch_size)
+        there = {n: whole[n] if n.head is None else whole[_all_heads(n)][:, n.head] for n in nodes}
         joint = JointEffects(model, contrast, there, shared.clean[attribute], shared.unedited, batch_size)
         if shared.neutral is not None: neutral = replace(joint, there=shared.neutral)
         return cls(scores, joint, neutral, settings)
@@ -377,12 +384,12 @@ def find_cross_sections(
     steps: int = 3,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
     qk_fix: bool | None = None,  # score q and k by the slope at their pattern; None is where the model allows it
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     verbose: bool = True,  # print one line per cross-section
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
     require_task(task, model)
-    sites, batch_size = chosen_sites(model, sites), whole_number("batch_size", batch_size)
+    sites, batch_size = chosen_sites(model, sites), fitting_batch(model, task.prompts, batch_size)
     settings = _Settings(sites, coverage, min_effect, steps, qk_fix, max_prompts, min_accuracy)
     have, used = list(task.counterfactuals), _training_prompts(task, max_prompts)
     attributes = chosen_names("attribute", have if attributes is None else attributes, have)

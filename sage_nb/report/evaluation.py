@@ -415,7 +415,7 @@ def evaluate(
     twins: bool = True,  # also try a random decoder of the same shape beside each SAE
     diagnostics: bool = True,  # also greedy edits and names by F1, of which the score is not made
     force: bool = False,  # also score SAEs that do not seem to belong to the model, or to their place
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = True,
     on_section: Callable[[SageReport], None] | None = None,  # given what is known after each section, before the last
 ) -> SageReport:

@@ -37,7 +37,7 @@ def outcomes(
     task: Task,
     attributes: list[str | None],  # whose distractors the answer is compared with; None is the task's own; or only one
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # activations to put in
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     start: CleanRun | None = None,  # of the same prompts: only what the edits can reach is computed
 ) -> dict[str | None, Outcome]:
     "One run of the model, as each attribute sees it."
@@ -127,7 +127,7 @@ def set_up(
     task: Task,  # its held-out prompts are used
     section: CrossSection,
     truth: Dictionaries,
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     clean: dict[str | None, Outcome] | None = None,  # the clean run of the held-out prompts, if made already
     unedited: CleanRun | None = None,  # what is kept of it, from layers down to the section's lowest
 ) -> Workbench:
