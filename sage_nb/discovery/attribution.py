@@ -8,6 +8,7 @@ __all__ = ['ATTRIBUTION_METHODS', 'Contrast', 'Effects', 'exact_effects', 'Slope
            'attribution_patching']
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #f2a74de4
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -27,8 +28,9 @@ from ..core.activations import (
     hooks_of, n_heads, run_each, tokens_from)
 from ..core.cone import LogitDifference, gather_tokens, recording, scatter_tokens
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
-from ..core.intervals import intervals
+from ..core.intervals import Estimate, intervals
 from ..core.models import require_model
+from ..core.tables import few_lines, html_lines, html_table, text_table
 from ..tasks.items import chosen_names, whole_number
 from ..tasks.task import Task, require_task
 
@@ -258,7 +260,7 @@ def _moved(
 
 def _along(slopes: Slopes, goal: Tensor, thing: Int[Tensor, "prompt pos"], steps: int):
     "The effects by slopes averaged over the path on which a thing changes, and each node's change at its end."
-    start, prompts = slopes.clean.layers[0].stream, slopes.batch.prompts
+    start, prompts = slopes.clean.layers[0].stream.to(goal), slopes.batch.prompts
     target, moved = _moved(start, goal, thing), (thing >= 0).int()
     first = torch.where(moved.any(1), moved.argmax(1), prompts.tokens.shape[1])
     tokens = None if slopes.clean.whole else tokens_from(prompts, first)
@@ -384,7 +386,7 @@ def chosen_nodes(
     return nodes
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #fbd8b390
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NodeScores:
     "The effect on the metric of putting each node's counterfactual activation in."
     attribute: str | None
@@ -403,10 +405,26 @@ class NodeScores:
         "The `n` nodes of largest effect, with 95 % intervals."
         if n is not None: whole_number("n", n)
         order = self.share.abs().argsort(descending=True)[:n]
-        shares = intervals(Effects(self.clean, self.effects[:, order]), {"share": Effects.share})["share"]
         rows = [{"node": str(self.nodes[i]), "effect": share.value, "lo": share.lo, "hi": share.hi}
-                for i, share in zip(order.tolist(), shares)]
-        return pd.DataFrame(rows)
+                for i, share in zip(order.tolist(), self._shares(order))]
+        return pd.DataFrame(rows, columns=["node", "effect", "lo", "hi"])
+
+    def _shares(self, order: Int[Tensor, "node"]) -> list[Estimate]:
+        "The shares of some nodes; without intervals where only the means are known, as in a report that was loaded."
+        if len(self.effects) < 2: return [Estimate(x, math.nan, math.nan, 1) for x in self.share[order].tolist()]
+        return intervals(Effects(self.clean, self.effects[:, order]), {"share": Effects.share})["share"]
+
+    @property
+    def line(self) -> str:
+        "What was scored, in one line."
+        of = "the neutral counterfactual" if self.attribute is None else self.attribute
+        return f"NodeScores of {of} by {self.method}: {len(self.nodes)} nodes, {len(self.effects)} prompts"
+
+    def __repr__(self):
+        return few_lines([f"{self.line}; effects as shares of the clean metric", text_table(self.table(8)), self.note])
+
+    def _repr_html_(self) -> str:
+        return html_lines(filter(None, [self.note])) + html_table(self.table(20), f"{self.line}; the largest effects")
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #575abf95
 def _inputs(model, task, nodes, batch_size) -> tuple[list[Node], int]:

@@ -6,6 +6,7 @@
 __all__ = ['CrossSection', 'CrossSections', 'JointEffects', 'shortest_prefix', 'find_cross_sections']
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #6aacfc3f
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from numbers import Integral
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,12 +24,13 @@ from ..core.activations import (
 from ..core.cone import CleanRun
 from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
+from ..core.tables import few, few_lines, html_lines, html_table
 from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, chosen_sites
 from ..tasks.items import chosen_names, proportion, whole_number
 from ..tasks.task import Task, require_task, row_numbers
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #ac5d9a88
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrossSection:
     "The nodes of one site and position that carry one attribute; effects are shares of the mean clean metric."
     attribute: str
@@ -66,13 +69,19 @@ class CrossSection:
         return None
 
     def __str__(self):
-        where = f"{self.attribute:4} {self.site}@{self.position}: {self.heads}"
+        where = f"{self.attribute:4} {self.site}@{self.position}: {few(self.heads.split(', '), 12)}"
         judged = "" if self.held_out is None else f", {self.held_out.value:.2f} held out"
         rest = f"whole group {self.group_effect.value:.2f}, noise {self.noise.value:.2f}"
         return f"{where}  effect {self.effect} in training{judged}; {rest}"
 
+    def __repr__(self): return f"CrossSection {self}"
+
+    def _repr_html_(self) -> str:
+        tried = [{"nodes patched": k, "effect": e.value, "lo": e.lo, "hi": e.hi} for k, e in self.curve.items()]
+        return html_lines([str(self)]) + html_table(pd.DataFrame(tried), f"{self.name}: effect of the first nodes")
+
 # %% ../../nbs/3_discovery/33_sections.ipynb #b14d8082
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrossSections(Sequence):
     "What was found, what was dropped and why."
     sections: tuple[CrossSection, ...]
@@ -90,7 +99,11 @@ class CrossSections(Sequence):
 
     def __len__(self): return len(self.sections)
     def __str__(self): return "\n".join([*map(str, self.sections), *self.missing(), *self.notes])
-    __repr__ = __str__
+    def __repr__(self): return few_lines(str(self).splitlines() or ["CrossSections: none"])
+
+    def _repr_html_(self) -> str:
+        about = f"{len(self)} cross-sections; {len(self.dropped)} other sites and positions were tried and dropped"
+        return html_table(self.table(), about) + html_lines([*self.missing(), *self.notes])
 
     def of(self, attribute: str | Iterable[str]) -> "CrossSections":
         "The cross-sections of one attribute, or several."
@@ -123,6 +136,60 @@ class CrossSections(Sequence):
             effects = *s.effect[:3], *(s.held_out or nowhere)[:3], s.group_effect.value, s.noise.value
             rows.append((*where, *effects))
         return pd.DataFrame(rows, columns=columns)
+
+# %% ../../nbs/3_discovery/33_sections.ipynb #e9e2b15d
+def _finite(value): return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _section_record(section: CrossSection) -> dict:
+    "One cross-section as JSON can hold it."
+    record = {name: getattr(section, name) for name in ("attribute", "site", "position", "scores")}
+    return record | {
+        "nodes": [list(node) for node in section.nodes], "noise": list(section.noise),
+        "curve": [[k, *effect] for k, effect in section.curve.items()],
+        "held_out": section.held_out and list(section.held_out)}
+
+
+def _scores_record(scores: NodeScores | None) -> dict | None:
+    "Scores as JSON can hold them: six digits of each mean share."
+    if scores is None: return None
+    share = [_finite(float(f"{x:.6g}")) for x in scores.share.tolist()]
+    return {"attribute": scores.attribute, "method": scores.method, "nodes": [list(node) for node in scores.nodes],
+            "share": share, "note": scores.note}
+
+
+@patch
+def record(self: CrossSections) -> dict:
+    "What was found as JSON can hold it; of the scores of nodes only the means."
+    dropped = {name: list(map(_finite, column)) for name, column in self.dropped.to_dict(orient="list").items()}
+    return {"sections": list(map(_section_record, self.sections)), "dropped": dropped, "settings": self.settings,
+            "scores": {attribute: _scores_record(scores) for attribute, scores in self.scores.items()}}
+
+# %% ../../nbs/3_discovery/33_sections.ipynb #6acf2441
+def _section_of(record: dict) -> CrossSection:
+    nodes, scores = tuple(Node(*node) for node in record["nodes"]), tuple(record["scores"])
+    curve = {k: Estimate(*effect) for k, *effect in record["curve"]}
+    held_out = record["held_out"] and Estimate(*record["held_out"])
+    where = (record[name] for name in ("attribute", "site", "position"))
+    return CrossSection(*where, nodes, scores, curve, Estimate(*record["noise"]), held_out)
+
+
+def _scores_of(record: dict | None) -> NodeScores | None:
+    if record is None: return None
+    share = torch.tensor([[math.nan if x is None else x for x in record["share"]]])
+    nodes = [Node(*node) for node in record["nodes"]]
+    return NodeScores(record["attribute"], record["method"], nodes, share, torch.ones(1), record["note"])
+
+
+@patch(cls_method=True)
+def of_record(
+    cls: CrossSections,
+    record: dict,  # of `record`, also when it has been through JSON
+) -> CrossSections:
+    "The cross-sections of a record; their scores know the means of nodes only."
+    sections = tuple(map(_section_of, record["sections"]))
+    scores = {attribute: _scores_of(some) for attribute, some in record["scores"].items()}
+    return CrossSections(sections, pd.DataFrame(record["dropped"]), scores, record["settings"])
 
 # %% ../../nbs/3_discovery/33_sections.ipynb #6a0d6243
 @dataclass(frozen=True)
@@ -386,6 +453,7 @@ def find_cross_sections(
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
     batch_size: int | None = None,  # prompts run at once; None is as many as fit
     verbose: bool = True,  # print one line per cross-section
+    on_attribute: Callable[[str], None] | None = None,  # given each attribute before it is searched for
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
     require_task(task, model)
@@ -398,6 +466,7 @@ def find_cross_sections(
     nodes, searches = all_nodes(model, task.prompts.positions, settings.sites), {}
     shared = _Shared.of(model, used, attributes, nodes, batch_size)
     for attribute in tqdm(attributes, desc="cross-sections", disable=not verbose, leave=False):
+        if on_attribute: on_attribute(attribute)
         search = _Search.of(model, used, attribute, nodes, shared, settings, batch_size)
         searches[attribute] = search, search.candidates()
     scores = {attribute: search.scores for attribute, (search, _) in searches.items()}

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.activations import capture
 from ..core.intervals import Estimate, interval, intervals
+from ..core.tables import few_lines, html_table
 from ..discovery.sections import CrossSection
 from .faithfulness import Runs, faithfulness, summarise
 from ..tasks.task import Task
@@ -172,12 +173,20 @@ class Certificate:
         return pd.DataFrame(rows).T.infer_objects()
 
     def __repr__(self):
-        lines = [f"Certificate: {len(self.passed)} of {len(self.reasons)} cross-sections pass"]
+        lines = [self.line]
         for name, reasons in self.reasons.items():
             lines.append(f"{name:20} {'fails: ' + '; '.join(reasons) if reasons else 'passes'}")
-        return "\n".join(lines)
+        return few_lines(lines)
 
-    def _repr_html_(self): return self.summary().round(2).to_html()
+    @property
+    def line(self) -> str:
+        "How many cross-sections pass."
+        return f"Certificate: {len(self.passed)} of {len(self.reasons)} cross-sections pass"
+
+    def _repr_html_(self) -> str:
+        table = self.summary()
+        table.insert(0, "verdict", ["passes" if name in self.passed else "fails" for name in table.index])
+        return html_table(table.rename(columns={"fails": "why"}), self.line)
 
 # %% ../../nbs/6_measures/67_certificate.ipynb #6efd7857
 def certificate(

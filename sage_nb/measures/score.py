@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.intervals import Estimate, each, interval, intervals, means, n_prompts
+from ..core.tables import html_table
 from .control import area
 from .faithfulness import SPARSE_KS, SparseRuns, sparse_faithfulness
 from .named import MEASURES, NAMED_KS, NamedEdits, named_control
@@ -142,7 +144,7 @@ def sage_score(
     return interval([e.numbers for e in evidence], score, within=(0, 1))
 
 # %% ../../nbs/6_measures/69_score.ipynb #fe5e38d0
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     "The difference of two scores."
     a: str
@@ -162,6 +164,14 @@ class Comparison:
         return "\n".join(lines + [f"  {name}: {e}" for name, e in self.parts.items()])
 
     __repr__ = __str__
+
+    @property
+    def table(self) -> pd.DataFrame:
+        "The difference of the scores, and of each part, with its interval."
+        found = {"score": self.difference, **self.parts}
+        return pd.DataFrame({name: e._asdict() for name, e in found.items()}).T.drop(columns="n").rename_axis("of")
+
+    def _repr_html_(self) -> str: return html_table(self.table, f"{self.verdict}: {self.a} minus {self.b}")
 
 
 def check_comparable(

@@ -182,6 +182,11 @@ class NamedUnits:
         column = np.searchsorted(keys, wanted).clip(max=max(len(keys) - 1, 0))
         return column, keys[column] == wanted if len(keys) else np.zeros(len(wanted), dtype=bool)
 
+    def latent(self, attribute: str, row: int) -> tuple[Node, int]:
+        "Of one unit named on training prompts: where its SAE stands, and its number there."
+        key = int(self.names[attribute].units.keys[row])
+        return self.train.saes[key // _STRIDE], key % _STRIDE
+
     @cached_property
     def has_name(self) -> Bool[Tensor, "prompt active"]:
         "Which entries of the held-out prompts belong to units with the name of some value, of whichever attribute."
@@ -302,20 +307,21 @@ def value_table(
         node, row = unit or (bench.section.nodes[0], None)
         names = read[node].names[attribute]
         index = bench.truth[node][attribute].index(task.train.attributes)
-        rows.append({"value": names.labels[value], "node": str(node), **_about_unit(read[node], names, value, row),
+        rows.append({"value": names.labels[value], "node": str(node), **_about_unit(read[node], attribute, value, row),
                      **_about_name(_together(names, value, index))})
     return pd.DataFrame(rows)
 
 
-def _about_unit(read: NamedUnits, names: Names, value: int, row: int | None) -> dict:
+def _about_unit(read: NamedUnits, attribute: str, value: int, row: int | None) -> dict:
     "What is said of one unit and one value; nothing where there is no unit."
     if row is None: return {"sae": None, "latent": None, "kappa": 0.0, "precision": 0.0, "recall": 0.0, "carry": 0.0,
                             "also": None, "also_recall": 0.0}
+    names = read.names[attribute]
     numbers = {name: float(getattr(names, name)[row, value]) for name in ("kappa", "precision", "recall", "carry")}
     others = names.recall[row].clone()
     others[value] = -1
-    also, key = int(others.argmax()), int(names.units.keys[row])
-    return {"sae": str(read.train.saes[key // _STRIDE]), "latent": key % _STRIDE, **numbers,
+    also, (place, latent) = int(others.argmax()), read.latent(attribute, row)
+    return {"sae": str(place), "latent": latent, **numbers,
             "also": names.labels[also], "also_recall": max(float(others[also]), 0.0)}
 
 

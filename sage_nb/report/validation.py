@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core.activations import Node
 from ..core.intervals import Estimate, intervals, n_prompts
+from ..core.tables import html_table, text_table
 from ..discovery.sections import CrossSections
 from ..measures.score import PARTS, Evidence, check_evidence, over_sections, score_parts, section_scores
 from .evaluation import evaluate
@@ -139,12 +140,13 @@ class Validation:
     ranks: pd.DataFrame  # index ladder; columns score and parts: Spearman with quality; nan where nothing moves
     values: pd.DataFrame  # index ladder and rung; columns score and its parts
 
-    def __str__(self): return f"Spearman of score and parts with quality\n{self.ranks.round(2).to_string(na_rep='–')}"
+    def __str__(self): return f"Spearman of score and parts with quality\n{text_table(self.ranks)}"
 
     __repr__ = __str__
 
-    def _repr_html_(self):
-        return self.ranks.round(2).to_html(na_rep="–") + self.values.round(3).to_html(na_rep="–")
+    def _repr_html_(self) -> str:
+        values = html_table(self.values, "Scores and parts of every rung; rung 0 is the dictionary itself")
+        return html_table(self.ranks, "Spearman of score and parts with quality; 1 is best") + values
 
 
 def rank_agreement(values: pd.Series, quality: Sequence[float]) -> float:

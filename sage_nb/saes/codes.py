@@ -24,6 +24,7 @@ from torch.nn.functional import embedding_bag, pad
 from ..core.activations import HEAD_SITES, SITES, Node
 from ..core.cone import holding
 from ..core.digest import depends_on, digest_of
+from ..core.tables import html_lines
 
 # %% ../../nbs/5_saes/51_codes.ipynb #cdc88123
 class Codes(NamedTuple):
@@ -338,6 +339,8 @@ class SparseSAE:
         reads = "" if self.reading is None else f", read from {self.reading.node}"
         kind = f"{self.architecture}, {self.d_sae} latents of width {self.d_in}"
         return f"SparseSAE {self.name!r} at {self.node}: {kind}{reads}"
+
+    def _repr_html_(self) -> str: return html_lines([repr(self)])
 
     @property
     def d_sae(self) -> int: return self.W_dec.shape[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM', 'same_place', 'SAESet', 'embedded_saes', 'check_files', 'pattern_of', 'name_and_ids', 'refuse_part',
-           'load_saes']
+           'load_saes', 'load_sets']
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5d9dc9f8
 import os
@@ -19,6 +19,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import torch
 from fastcore.basics import patch
 
@@ -26,6 +27,7 @@ from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
 from ..core.hub import not_a_file, parsed, tensor_shapes, why
 from ..core.models import EMBEDDED, ModelSettings
+from ..core.tables import html_table
 from .adapters import (
     ARCHITECTURES, EMBEDDING, TRANSCODERS, Placement, Said, as_dtype, from_object, from_sae_lens,
     is_of_sae_lens, node_of_hook, placement)
@@ -121,6 +123,17 @@ class SAESet:
         models = sorted(map(str, {_settings_of(sae) for sae in self} - {ModelSettings()}))
         made = f"; made on {_some(models)}" if models else ""
         return f"SAESet {self.name!r}: {len(self)} × {kinds}, {widths} latents, at {_some(_in_order(self.saes))}{made}"
+
+    def table(self) -> pd.DataFrame:
+        "One row per SAE: where it stands, what it is and how many latents it has."
+        by_place, rows = {str(node): sae for node, sae in self.saes.items()}, []
+        for place in _in_order(self.saes):
+            sae = by_place[place]
+            rows.append({"place": place, "reads": str(sae.reads()), "architecture": str(sae.architecture),
+                         "latents": sae.d_sae, "width": sae.d_in, "normalise": sae.normalise})
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str: return html_table(self.table(), repr(self))
 
     @cached_property
     def digest(self) -> str:
@@ -448,3 +461,15 @@ def load_saes(
     load = _load_release if folder is None else _load_folder
     saes = _by_node(load(*([label] if folder is None else [folder, label]), ids, dtype, device), label, source)
     return SAESet((label if ids == "*" else f"{label} ({ids})") if name is None else name, saes)
+
+# %% ../../nbs/5_saes/53_sets.ipynb #716c6927
+def load_sets(saes) -> list[SAESet]:
+    "The sets that a user means: one, or a list of them; a list of SAE objects is one set."
+    if not isinstance(saes, (list, tuple)): return [load_saes(saes)]
+    if not saes: raise ValueError("there are no SAEs to evaluate: the list is empty")
+    objects = [hasattr(sae, "encode") and not isinstance(sae, str) for sae in saes]  # a text has `encode`, too
+    if all(objects): return [load_saes(saes)]
+    if any(objects):
+        raise TypeError("the list mixes SAE objects with names or sets: make a set of the objects, "
+                        "load_saes(objects, name=...), and give a list of sets")
+    return [load_saes(sae) for sae in saes]

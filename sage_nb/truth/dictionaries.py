@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.activations import Node, capture
 from ..core.intervals import Estimate, interval
 from ..core.models import model_hash
+from ..core.tables import few_lines, html_table, shortened, text_table
 from ..tasks.task import Task
 from .features import Dictionary, Features, Term, terms_of
 
@@ -235,10 +236,19 @@ class Dictionaries:
         products = dict.fromkeys(f.name for d in self.nodes.values() for f in d.products)
         return " + ".join([self.method, *products])
 
-    def __repr__(self):
+    def _shown(self) -> tuple[str, pd.DataFrame]:
+        "One line, and what is seen of the fit."
         any_product = any(d.products for d in self.nodes.values())
-        shown = self.fit if any_product else self.fit.drop(columns=["products", "new"])
-        return f"Dictionaries({self.label}, {len(self.nodes)} nodes)\n{shown.round(3).to_string(index=False)}"
+        fit = self.fit if any_product else self.fit.drop(columns=["products", "new"], errors="ignore")
+        return f"Dictionaries({shortened(self.label, 200)}, {len(self.nodes)} nodes)", fit
+
+    def __repr__(self):
+        line, fit = self._shown()
+        return few_lines([line, text_table(fit, digits=3)])
+
+    def _repr_html_(self) -> str:
+        line, fit = self._shown()
+        return html_table(fit, f"{line}: how well they predict held-out activations (R²)", digits=3)
 
 # %% ../../nbs/4_truth/42_dictionaries.ipynb #973e9832
 def text_digest(text: str) -> str:

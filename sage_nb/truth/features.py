@@ -15,6 +15,8 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..core.tables import few, few_lines, html_table, text_table
+
 # %% ../../nbs/4_truth/41_features.ipynb #d5c9263f
 def _rows(attributes: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     "Each row's values of some attributes."
@@ -80,7 +82,7 @@ def terms_of(
     return tuple(Term(names, tuple(sorted(set(_rows(attributes, names))))) for names in every)
 
 # %% ../../nbs/4_truth/41_features.ipynb #447579b5
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features(Term):
     "The vectors of one attribute, or of a product of several, at one node."
     vectors: Float[Tensor, "value d"]  # in the order of the values
@@ -109,8 +111,11 @@ class Features(Term):
         seen = (index >= 0).to(self.vectors)
         return seen[:, None] * self.weighted[index.clamp(min=0)]
 
+    def __repr__(self):
+        return f"Features of {self.name}: {len(self.values)} values ({few(self.labels, 6)}), weight {self.weight:.2f}"
+
 # %% ../../nbs/4_truth/41_features.ipynb #a5b45195
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dictionary:
     "The features of all attributes and products at one node."
     mean: Float[Tensor, "d"]  # of the training activations
@@ -140,6 +145,18 @@ class Dictionary:
     def reconstruct(self, attributes: pd.DataFrame) -> Float[Tensor, "prompt d"]:
         "What the activation of each row should be."
         return self.mean + self.contribution(attributes)
+
+    def table(self) -> pd.DataFrame:
+        "One row per attribute or product: how many values it has, its weight, how far its vectors are from their mean."
+        rows = [{"features": f.name, "values": len(f.values), "weight": f.weight,
+                 "mean norm": f.centred.norm(dim=-1).mean().item(), "such as": few(f.labels, 4)} for f in self.features]
+        return pd.DataFrame(rows)
+
+    def __repr__(self):
+        new = "" if not self.products else f"; new combinations: {self.unseen}"
+        return few_lines([f"Dictionary of {len(self.mean)} numbers{new}", text_table(self.table())])
+
+    def _repr_html_(self) -> str: return html_table(self.table(), f"Dictionary of {len(self.mean)} numbers")
 
     def _refuse_unseen(self, features, attributes):
         if self.unseen == "additive": return
