@@ -453,6 +453,7 @@ def find_cross_sections(
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
     batch_size: int | None = None,  # prompts run at once; None is as many as fit
     verbose: bool = True,  # print one line per cross-section
+    on_attribute: Callable[[str], None] | None = None,  # given each attribute before it is searched for
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
     require_task(task, model)
@@ -465,6 +466,7 @@ def find_cross_sections(
     nodes, searches = all_nodes(model, task.prompts.positions, settings.sites), {}
     shared = _Shared.of(model, used, attributes, nodes, batch_size)
     for attribute in tqdm(attributes, desc="cross-sections", disable=not verbose, leave=False):
+        if on_attribute: on_attribute(attribute)
         search = _Search.of(model, used, attribute, nodes, shared, settings, batch_size)
         searches[attribute] = search, search.candidates()
     scores = {attribute: search.scores for attribute, (search, _) in searches.items()}

@@ -33,14 +33,14 @@ from ..measures.score import (
     HALF, PARTS, SCORE_VERSION, Evidence, best_baseline, margin, over_sections, sage_score, score_parts)
 from ..measures.units import value_coverage
 from .reasons import form_of, section_reasons, value_reason
-from .report import COLUMNS, SageReport, worst_verdict
+from .report import COLUMNS, Evaluated, SageReport, worst_verdict
 from .trials import (
     FLOOR, GREEDY_KS, IDENTITY, SectionTrial, Settings, Trial, baselines, try_section, twin_name)
 from ..saes.codes import remembered_codes
 from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
 from ..saes.routes import sources
-from ..saes.sets import SAESet, load_saes
+from ..saes.sets import SAESet, load_sets
 from ..tasks.task import Task, require_task
 from ..truth.dictionaries import Dictionaries
 from ..truth.runs import Workbench, outcomes, set_up
@@ -180,21 +180,9 @@ def _needed(saes: SAESet, nodes: Sequence[Node], route: str) -> SAESet:
     return replace(saes, saes={place: sae for place, sae in saes.saes.items() if place in places})
 
 
-def _sets_of(saes) -> list[SAESet]:
-    "The sets that a user means: one, or a list of them; a list of SAE objects is one set."
-    if not isinstance(saes, (list, tuple)): return [load_saes(saes)]
-    if not saes: raise ValueError("there are no SAEs to evaluate: the list is empty")
-    objects = [hasattr(sae, "encode") and not isinstance(sae, str) for sae in saes]  # a text has `encode`, too
-    if all(objects): return [load_saes(saes)]
-    if any(objects):
-        raise TypeError("the list mixes SAE objects with names or sets: make a set of the objects, "
-                        "load_saes(objects, name=...), and give a list of sets")
-    return [load_saes(sae) for sae in saes]
-
-
 def _given(saes) -> list[SAESet]:
     "The sets that a user means, if each has a name of its own."
-    sets = _sets_of(saes)
+    sets = load_sets(saes)
     names = [s.name for s in sets]
     ours = [FLOOR, NO_EDIT, SKYLINE, IDENTITY, *map(twin_name, names)]
     for name in names:
@@ -516,7 +504,8 @@ def evaluate(
                 on_section(_report(model, task, trials, sections, figures, about))
     _require_one(trials)
     about |= {"forward passes of the task's prompts": round(passes.forward - looks.passes, 2)}
-    if not explorers: return _report(model, task, trials, sections, figures, about)
-    about |= {"forward passes for explorers": round(looks.passes, 2)}
-    report = _report(model, task, trials, sections, figures, about)
+    if explorers: about |= {"forward passes for explorers": round(looks.passes, 2)}
+    objects = Evaluated(model, task, truth, [s for s in given if s.name in l0], sections)
+    report = replace(_report(model, task, trials, sections, figures, about), objects=objects)
+    if not explorers: return report
     return replace(report, explorers=_explorers(report, task, looks, model.tokenizer))
