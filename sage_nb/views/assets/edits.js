@@ -41,6 +41,10 @@ sage.register("edits", (root, data, tools) => {
     const made = panel.ways[way].moves[i].filter(([at]) => at < panel.ks[step]);
     if (!panel.ks[step]) return el("p", {class: "soft"}, "Nothing is exchanged.");
     const nodes = unique(panel.ways[way].moves[i].map(([, , node]) => node));
+    if (!nodes.length) {
+      return el("p", {class: "soft"}, way === "greedy" ? "No latent, taken out or put in, brings the activations nearer."
+        : "No latent here has the name of the old value or of the new one: nothing is exchanged.");
+    }
     const names = (node, adds) => {
       const here = made.filter(([, a, n]) => n === node && a === adds).map(([, , , latent]) => panel.latents[latent]);
       return here.length ? here.map((name) => el("code", {class: adds ? "move in" : "move out"}, cut(name, 40))) : el("span", {class: "soft"}, "none");
