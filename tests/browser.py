@@ -104,7 +104,7 @@ def axe_source() -> str | None:
 def audit():
     "audit(page or frame) lists what axe-core finds fault with; skips where axe-core is not installed."
     source = axe_source()
-    if source is None: pytest.skip("axe-core is not installed: npm install axe-core, or name axe.min.js in $SAGE_NB_AXE")
+    if source is None: pytest.skip("no axe-core here: npm install axe-core, or name its axe.min.js in $SAGE_NB_AXE")
 
     def faults(page, impacts: tuple[str, ...] = ("serious", "critical", "moderate")) -> list[str]:
         page.evaluate(source)
@@ -156,8 +156,8 @@ def lab(tmp_path_factory):
     shown, log = folder / "notebooks", folder / "log"
     shown.mkdir()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", "--ServerApp.disable_check_xsrf=True", "--IdentityProvider.token=", "--expose-app-in-browser",
-               "--LabApp.news_url=None", f"--ServerApp.root_dir={shown}"]
+               "--ServerApp.port_retries=0", "--ServerApp.disable_check_xsrf=True", "--IdentityProvider.token=",
+               "--expose-app-in-browser", "--LabApp.news_url=None", f"--ServerApp.root_dir={shown}"]
     with open(log, "w") as out:
         server = subprocess.Popen(command, cwd=shown, env=_own_folders(folder), stdout=out, stderr=subprocess.STDOUT)
     try:

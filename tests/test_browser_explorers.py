@@ -21,7 +21,8 @@ SHARES = pd.DataFrame({"node": ["L0H1.v@S2", "L2H1.z@END", "L3H0.z@END"], "effec
 COLUMNS = [{"key": "node", "name": "node"}, {"key": "effect", "name": "effect", "number": True}]
 HOSTILE = [
     "<script>window.hacked=1</script>", "</script><img src=x onerror=window.hacked=1>", '"onfocus="window.hacked=1',
-    "\u202egnirts a", "\u2066\u202e", "👩‍👩‍👧‍👦🏳️‍🌈", "a" * 10_000, "é" + "\u0301" * 200, "<!--", "]]>", "&lt;b&gt;", "\u2028\u2029",
+    "\u202egnirts a", "\u2066\u202e", "👩‍👩‍👧‍👦🏳️‍🌈", "a" * 10_000, "é" + "\u0301" * 200, "<!--", "]]>", "&lt;b&gt;",
+    "\u2028\u2029",
     "\0\x07\x1b", "\ud800", "${window.hacked=1}", "javascript:window.hacked=1", "  ", "\n\t", "`'\"\\",
 ]
 HEADS = range(4)
@@ -159,7 +160,7 @@ def test_section_map_shows_prompts_with_the_place_marked(browse, a_map, prompts)
     page = browse(a_map.page())
     first = page.locator("ol.pairs > li").first
     marked = first.locator(".token.marked").all_inner_texts()
-    assert [text.split()[-1] for text in marked] == ["toEND"] * 2 or [t.replace("\n", "") for t in marked] == ["toEND"] * 2
+    assert ["".join(text.split()) for text in marked] == ["toEND"] * 2
     differs = first.locator(".token.differs").all_inner_texts()
     assert [text.strip() for text in differs] == [prompts.attributes.IO[0], prompts.counterfactual("IO").values[0]]
 
@@ -298,7 +299,8 @@ def test_hostile_words_run_nothing(browse, hostile_explorers, kind):
 
 
 def test_no_other_script_runs(browse):
-    page = browse(document("Title", f"{a_table().fragment()}<script>window.hacked = 1</script><p onclick='hacked=1'>x</p>"))
+    evil = "<script>window.hacked = 1</script><p onclick='window.hacked = 1'>x</p>"
+    page = browse(document("Title", a_table().fragment() + evil))
     page.get_by_text("x", exact=True).click()
     assert page.evaluate("window.hacked") is None
     refused = [problem for problem in page.problems if "Content Security Policy" in problem]
@@ -316,7 +318,7 @@ def test_a_frame_is_as_dark_as_the_page_around(browse, background, dark):
     page = browse(in_page(a_table()._repr_html_(), background), dark=not dark)
     page.frame_locator("iframe").locator(".sage-view").wait_for()
     assert is_dark(page.frames[1]) is dark
-    page.evaluate("document.body.style.background = arguments = '#808000'.replace('8080', '%s')" % ("ffff" if dark else "0000"))
+    page.evaluate("(colour) => { document.body.style.background = colour; }", "#ffffff" if dark else "#101010")
     page.wait_for_timeout(100)
     assert is_dark(page.frames[1]) is not dark
 
@@ -339,21 +341,24 @@ def test_axe_finds_no_fault(browse, audit, explorers, kind, width, dark):
 
 
 PROBE = """() => {
-    document.body.insertAdjacentHTML("beforeend", `<div class="sage-explorer" data-kind="probe"><div class="sage-static">
-        </div><script type="application/json">{}</` + `script></div>`);
+    document.body.insertAdjacentHTML("beforeend", `<div class="sage-explorer" data-kind="probe">
+        <div class="sage-static"></div><script type="application/json">{}</` + `script></div>`);
     sage.register("probe", (root, data, tools) => { window.tools = tools; });
 }"""
 SWATCHES = """() => {
-    const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
-    const light = (c) => { const [r, g, b] = c.map((v) => v / 255 <= 0.04045 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const light = (colour) => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
     const styles = [];
     for (let i = -100; i <= 100; i++) styles.push(tools.diverging(i / 100), tools.sequential(Math.abs(i) / 100));
     for (let i = 0; i < 8; i++) styles.push(tools.tint(i));
     return Math.min(...styles.map((style) => {
         const e = tools.el("span", {style}, "x");
         document.querySelector(".sage-explorer").append(e);
-        const [a, b] = [getComputedStyle(e).backgroundColor, getComputedStyle(e).color].map((c) => light(rgb(c))).sort((x, y) => y - x);
+        const {backgroundColor, color} = getComputedStyle(e);
+        const [a, b] = [light(backgroundColor), light(color)].sort((x, y) => y - x);
         return (a + 0.05) / (b + 0.05);
     }));
 }"""

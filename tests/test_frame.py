@@ -313,7 +313,8 @@ def test_archives_hold_the_embedded_weights(tmp_path):
     for name in "setup.py pyproject.toml settings.ini MANIFEST.in README.md LICENSE CHANGELOG.md".split():
         shutil.copy(ROOT / name, tmp_path / name)
     embedded = {"embedded/README.md", "embedded/models/m/model.safetensors", "embedded/saes/m/blocks.0/cfg.json"}
-    embedded |= {p.relative_to(LIB).as_posix() for p in LIB.glob("embedded/**/*") if p.is_file()}
+    shipped = [*LIB.glob("embedded/**/*"), *LIB.glob("views/assets/*")]  # weights, and what explorers are drawn with
+    embedded |= {p.relative_to(LIB).as_posix() for p in shipped if p.is_file()}
     for file in {"__init__.py", *embedded}:
         path = tmp_path / "sage_nb" / file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -139,8 +139,9 @@ def framed(
     title: str,
     height: int = 480,  # pixels, until the page's script makes it as high as what is in it
 ) -> str:
-    "The page in an `<iframe>` that holds it whole."
-    return (f'<iframe class="sage-frame" title="{_escaped(title)}" srcdoc="{escape(page)}" '
+    "The page in an `<iframe>` that holds it whole, on one line: in Markdown, HTML ends at a blank one."
+    held = escape(page).replace("\n", "&#10;")
+    return (f'<iframe class="sage-frame" title="{_escaped(title)}" srcdoc="{held}" '
             f'style="width:100%;height:{int(height)}px;border:0"></iframe>')
 
 # %% ../../nbs/7_views/72_explorers.ipynb #1bbf394f
@@ -187,7 +188,7 @@ def _json(data) -> str:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
-
+# %% ../../nbs/7_views/72_explorers.ipynb #212b795c
 @dataclass(frozen=True, repr=False)
 class Explorer:
     "A view with its data in it."
@@ -213,7 +214,8 @@ class Explorer:
         return self._under(f"<h2>{_shown(self.title)}</h2>")
 
     def _under(self, heading: str) -> str:
-        return (f'<div class="sage-explorer" data-kind="{self.kind}">{heading}<div class="sage-static">{self.static}</div>'
+        return (f'<div class="sage-explorer" data-kind="{self.kind}">{heading}'
+                f'<div class="sage-static">{self.static}</div>'
                 f'<script type="application/json">{_json(self.data)}</script></div>')
 
     def page(self) -> str:
@@ -238,6 +240,7 @@ class Explorer:
         "The explorer of a record; an error if it does not describe one."
         needed = {field.name for field in fields(cls)}
         if isinstance(record, dict) and set(record) == needed: return cls(**record)
-        raise ValueError(f"this is no explorer's record: {_shown(str(record), 80)}; it needs {', '.join(sorted(needed))}")
+        raise ValueError(f"this is no explorer's record: {_shown(str(record), 80)}; it needs "
+                         f"{', '.join(sorted(needed))}")
 
     def __repr__(self): return f"Explorer({self.kind!r}, {self.title!r}, {len(self.page()) / 1e3:.0f} KB)"

@@ -50,7 +50,7 @@ def share_grid(
 # %% ../../nbs/7_views/73_section_map.ipynb #7e88f28d
 _SAID = {
     "R²": "The dictionaries explain {} of the activations' variance (1 is all).",
-    "fraction recovered": "With only their reconstruction here, {} of what mean ablation costs is recovered (1 is all).",
+    "fraction recovered": "With only their reconstruction, {} of what mean ablation costs is recovered (1 is all).",
     "necessity": "Taking their reconstruction away costs {} of what mean ablation costs (1 is all).",
     "edit success": "Edited by them, {} of prompts get the counterfactual's answer (1 is all).",
     "edit effect": "Their edits do {} of what the true counterfactual does (1 is the same).",
@@ -104,7 +104,8 @@ def counterfactual_pairs(
     places = {role: index.tolist() for role, index in task.prompts.positions.items()}
     values = task.attributes[attribute] if attribute in task.attributes else [""] * len(task)
     return [{
-        "strings": task.strings[i], "other": there.strings[i], "differs": differing_tokens(task.strings[i], there.strings[i]),
+        "strings": task.strings[i], "other": there.strings[i],
+        "differs": differing_tokens(task.strings[i], there.strings[i]),
         "positions": {role: index[i] for role, index in places.items()},
         "value": str(values[i]), "changed": str(there.values[i]),
     } for i in rows]
@@ -185,9 +186,10 @@ def _tables(sections: CrossSections, certificate, data: dict) -> str:
     return "".join(tables)
 
 
-_INTRO = ("Each square is a node: one head of one layer, at one site and token. Red: the model's preference for the right "
-          "answer falls when the node's activation is taken from a prompt in which only this attribute differs. "
-          "Choose a map to see its nodes; arrow keys move between maps and between nodes.")
+_INTRO = (
+    "Each square is a node: one head of one layer, at one site and token. Red: the model's preference for the right answer "
+    "falls when the node's activation is taken from a prompt in which only this attribute differs. Choose a map to see "
+    "its nodes; arrow keys move between maps and between nodes.")
 
 
 def section_map(

@@ -26,20 +26,26 @@
   }
   const el = (tag, attributes, ...children) => build(document.createElement(tag), attributes, children);
   const svg = (tag, attributes, ...children) => build(document.createElementNS(SVG, tag), attributes, children);
-  const empty = (element, ...children) => { element.replaceChildren(); return build(element, {}, children); };
+  const empty = (element, ...children) => {
+    element.replaceChildren();
+    return build(element, {}, children);
+  };
 
   // Text and numbers
 
   // at most `limit` characters, and whether something was cut off
   function cut(text, limit = 48) {
-    const calm = String(text).slice(0, 40 * limit).replace(/(\p{M}{4})\p{M}+/gu, "$1"); // no towers of accents
+    const calm = String(text)
+      .slice(0, 40 * limit)
+      .replace(/(\p{M}{4})\p{M}+/gu, "$1"); // no towers of accents
     const letters = Array.from(calm.slice(0, 4 * limit + 4));
     return letters.length <= limit ? calm : letters.slice(0, limit - 1).join("") + "…";
   }
   // a word in an element of its own: cut, and whole (as far as anyone reads) in its title
   function word(text, {limit = 48, tag = "bdi", ...attributes} = {}) {
     const short = cut(text, limit);
-    const title = short === String(text) || !short.endsWith("…") ? null : `${cut(text, 400)} (${String(text).length} characters)`;
+    const title =
+      short === String(text) || !short.endsWith("…") ? null : `${cut(text, 400)} (${String(text).length} characters)`;
     return el(tag, {title, ...attributes}, short);
   }
   // whole numbers as they are, others with two decimals, or in powers of ten where those would say nothing; with so
@@ -58,7 +64,7 @@
     const known = e.lo !== null && e.lo !== undefined && e.hi !== null && e.hi !== undefined;
     return number(e.value, digits) + (known ? ` [${number(e.lo, digits)}, ${number(e.hi, digits)}]` : "");
   }
-  const percent = (x, digits = 0) => x === null || x === undefined ? "–" : `${number(100 * x, digits)} %`;
+  const percent = (x, digits = 0) => (x === null || x === undefined ? "–" : `${number(100 * x, digits)} %`);
   const plural = (n, one, many) => `${n} ${n === 1 ? one : many || one + "s"}`;
 
   // Colours: blue above 0 and red below, one green, eight tints; each is safe for colour-blind readers, and what is
@@ -87,23 +93,40 @@
   const upTo = (x, limit) => ["amount", x / (limit || 1)];
   const missing = (x) => x === null || x === undefined || Number.isNaN(x);
   // a style for el(…, {style}) by a number around 0 whose largest size is `limit`, or by a number from 0 on …
-  const shaded = (scale) => (x, limit = 1) =>
-    missing(x) ? "" : `background:${both(hex, ...scale(x, limit))};color:${both(inkOn, ...scale(x, limit))}`;
+  const shaded =
+    (scale) =>
+    (x, limit = 1) =>
+      missing(x) ? "" : `background:${both(hex, ...scale(x, limit))};color:${both(inkOn, ...scale(x, limit))}`;
   const [diverging, sequential] = [shaded(around), shaded(upTo)];
   // … and the colour alone, for what is drawn
-  const painted = (scale) => (x, limit = 1) => (missing(x) ? "none" : both(hex, ...scale(x, limit)));
+  const painted =
+    (scale) =>
+    (x, limit = 1) =>
+      missing(x) ? "none" : both(hex, ...scale(x, limit));
   const [divergingFill, sequentialFill] = [painted(around), painted(upTo)];
   const TINTS = [
-    ["#ffd8a8", "#6b4310"], ["#b9e4ff", "#134a6e"], ["#c3f0c8", "#1c5930"], ["#f0c9fb", "#5c2a6d"],
-    ["#fff0a0", "#5c5108"], ["#ffc9c9", "#732828"], ["#b8efe6", "#0e534a"], ["#dcd4fb", "#43357f"],
+    ["#ffd8a8", "#6b4310"],
+    ["#b9e4ff", "#134a6e"],
+    ["#c3f0c8", "#1c5930"],
+    ["#f0c9fb", "#5c2a6d"],
+    ["#fff0a0", "#5c5108"],
+    ["#ffc9c9", "#732828"],
+    ["#b8efe6", "#0e534a"],
+    ["#dcd4fb", "#43357f"],
   ];
   const tint = (i) => {
     const [light, dark] = TINTS[i % TINTS.length];
     return `background:light-dark(${light},${dark});color:light-dark(#000000,#ffffff)`;
   };
   const LINES = [
-    ["#0b57c2", "#8ab8ff"], ["#b5460b", "#ffab73"], ["#0b7a55", "#5fd0a5"], ["#9a2e86", "#f09be0"],
-    ["#6b5d00", "#d8c64a"], ["#5b3fc4", "#bba8ff"], ["#a3203c", "#ff97a8"], ["#3d5566", "#a9c3d4"],
+    ["#0b57c2", "#8ab8ff"],
+    ["#b5460b", "#ffab73"],
+    ["#0b7a55", "#5fd0a5"],
+    ["#9a2e86", "#f09be0"],
+    ["#6b5d00", "#d8c64a"],
+    ["#5b3fc4", "#bba8ff"],
+    ["#a3203c", "#ff97a8"],
+    ["#3d5566", "#a9c3d4"],
   ];
   const line = (i) => `light-dark(${LINES[i % LINES.length].join(",")})`;
 
@@ -115,15 +138,26 @@
   }
   // strings → one line of tokens; marks: index → {style, role, title, differs, onclick, label}
   function tokens(strings, marks = {}, {limit = 32} = {}) {
-    return el("p", {class: "tokens"}, strings.map((text, i) => {
-      const mark = marks[i] || {};
-      const long = Array.from(String(text).slice(0, 4 * limit)).length > limit;
-      const title = mark.title || (long ? `${cut(text, 400)} (${text.length} characters)` : null);
-      const names = ["token", (mark.style || mark.role) && "marked", mark.differs && "differs"].filter(Boolean);
-      const space = names.length > 1 && /^ ./.test(text) ? " " : ""; // stands before the mark, not in it
-      return [space, el("span", {class: names.join(" "), style: mark.style, title},
-        tokenText(text.slice(space.length), limit), mark.role ? el("sub", {}, cut(mark.role, 16)) : null)];
-    }));
+    return el(
+      "p",
+      {class: "tokens"},
+      strings.map((text, i) => {
+        const mark = marks[i] || {};
+        const long = Array.from(String(text).slice(0, 4 * limit)).length > limit;
+        const title = mark.title || (long ? `${cut(text, 400)} (${text.length} characters)` : null);
+        const names = ["token", (mark.style || mark.role) && "marked", mark.differs && "differs"].filter(Boolean);
+        const space = names.length > 1 && /^ ./.test(text) ? " " : ""; // stands before the mark, not in it
+        return [
+          space,
+          el(
+            "span",
+            {class: names.join(" "), style: mark.style, title},
+            tokenText(text.slice(space.length), limit),
+            mark.role ? el("sub", {}, cut(mark.role, 16)) : null,
+          ),
+        ];
+      }),
+    );
   }
 
   // Controls: real inputs with a label each
@@ -132,30 +166,53 @@
   // options: values, or [value, text] pairs
   function select(name, options, value, change) {
     const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));
-    const input = el("select", {onchange: () => change(input.value)},
-      pairs.map(([id, text]) => el("option", {value: id}, cut(text, 60))));
+    const input = el(
+      "select",
+      {onchange: () => change(input.value)},
+      pairs.map(([id, text]) => el("option", {value: id}, cut(text, 60))),
+    );
     input.value = value;
     return control(name, input);
   }
   // a few options as buttons, of which one is pressed
   function choices(name, options, value, change) {
     const pairs = options.map((option) => (Array.isArray(option) ? option : [option, option]));
-    const buttons = pairs.map(([id, text]) => el("button", {
-      type: "button", "aria-pressed": String(String(id) === String(value)),
-      onclick: (event) => {
-        for (const b of buttons) b.setAttribute("aria-pressed", String(b === event.currentTarget));
-        change(id);
-      },
-    }, word(text, {limit: 40})));
-    return el("fieldset", {class: "control"}, el("legend", {class: "name"}, name), el("div", {class: "choices"}, buttons));
+    const buttons = pairs.map(([id, text]) =>
+      el(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": String(String(id) === String(value)),
+          onclick: (event) => {
+            for (const b of buttons) b.setAttribute("aria-pressed", String(b === event.currentTarget));
+            change(id);
+          },
+        },
+        word(text, {limit: 40}),
+      ),
+    );
+    return el(
+      "fieldset",
+      {class: "control"},
+      el("legend", {class: "name"}, name),
+      el("div", {class: "choices"}, buttons),
+    );
   }
   function slider(name, {min = 0, max, step = 1, value, text = String}, change) {
     const shown = el("output", {}, text(value));
-    const input = el("input", {type: "range", min, max, step, value, "aria-valuetext": text(value), oninput: () => {
-      shown.textContent = text(Number(input.value));
-      input.setAttribute("aria-valuetext", text(Number(input.value)));
-      change(Number(input.value));
-    }});
+    const input = el("input", {
+      type: "range",
+      min,
+      max,
+      step,
+      value,
+      "aria-valuetext": text(value),
+      oninput: () => {
+        shown.textContent = text(Number(input.value));
+        input.setAttribute("aria-valuetext", text(Number(input.value)));
+        change(Number(input.value));
+      },
+    });
     input.value = value;
     return control(name, el("span", {class: "slider"}, input, shown));
   }
@@ -184,8 +241,11 @@
       const clamp = (i, n) => Math.min(Math.max(i, 0), n - 1);
       const at = (row, column) => grid[clamp(row, grid.length)][clamp(column, grid[clamp(row, grid.length)].length)];
       const next = {
-        ArrowLeft: () => at(y, x - 1), ArrowRight: () => at(y, x + 1), ArrowUp: () => at(y - 1, x),
-        ArrowDown: () => at(y + 1, x), Home: () => at(event.ctrlKey ? 0 : y, 0),
+        ArrowLeft: () => at(y, x - 1),
+        ArrowRight: () => at(y, x + 1),
+        ArrowUp: () => at(y - 1, x),
+        ArrowDown: () => at(y + 1, x),
+        Home: () => at(event.ctrlKey ? 0 : y, 0),
         End: () => at(event.ctrlKey ? grid.length : y, Infinity),
       }[event.key];
       if (!next) return;
@@ -201,8 +261,16 @@
   function sortable({caption, columns, rows, sort = null, descending = true, rowOf = null, sorted = null}) {
     const body = el("tbody");
     const heads = columns.map((column) => {
-      const button = el("button", {class: "sort", type: "button", onclick: () => turn(column)}, word(column.name, {limit: 40}));
-      return el("th", {scope: "col", class: column.number ? "number" : null, title: column.help ? cut(column.help, 400) : null}, button);
+      const button = el(
+        "button",
+        {class: "sort", type: "button", onclick: () => turn(column)},
+        word(column.name, {limit: 40}),
+      );
+      return el(
+        "th",
+        {scope: "col", class: column.number ? "number" : null, title: column.help ? cut(column.help, 400) : null},
+        button,
+      );
     });
     let [by, down] = [columns.find((column) => column.key === sort) || null, descending];
     const key = (row) => (by.order ? by.order(row) : row[by.key]);
@@ -225,15 +293,31 @@
         else head.removeAttribute("aria-sort");
       });
       const order = by ? [...rows].sort(compared) : rows;
-      empty(body, order.map((row) => el("tr", rowOf ? rowOf(row) : {}, columns.map((column, i) => {
-        const value = column.show ? column.show(row[column.key], row) : row[column.key];
-        const shown = typeof value === "number" ? number(value) : value instanceof Node ? value : word(value ?? "–");
-        const tag = i === 0 ? "th" : "td";
-        return el(tag, {scope: i === 0 ? "row" : null, class: column.number ? "number" : null}, shown);
-      }))));
+      empty(
+        body,
+        order.map((row) =>
+          el(
+            "tr",
+            rowOf ? rowOf(row) : {},
+            columns.map((column, i) => {
+              const value = column.show ? column.show(row[column.key], row) : row[column.key];
+              const shown =
+                typeof value === "number" ? number(value) : value instanceof Node ? value : word(value ?? "–");
+              const tag = i === 0 ? "th" : "td";
+              return el(tag, {scope: i === 0 ? "row" : null, class: column.number ? "number" : null}, shown);
+            }),
+          ),
+        ),
+      );
     }
     fill();
-    const table = el("table", {}, el("caption", {}, word(caption, {limit: 300})), el("thead", {}, el("tr", {}, heads)), body);
+    const table = el(
+      "table",
+      {},
+      el("caption", {}, word(caption, {limit: 300})),
+      el("thead", {}, el("tr", {}, heads)),
+      body,
+    );
     return scroll(caption, table);
   }
 
@@ -280,7 +364,9 @@
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((size) => size >= rough);
     const first = Math.ceil(min / step - 1e-9);
-    return Array.from({length: Math.floor(max / step + 1e-9) - first + 1}, (_, i) => Number(((first + i) * step).toFixed(10)));
+    return Array.from({length: Math.floor(max / step + 1e-9) - first + 1}, (_, i) =>
+      Number(((first + i) * step).toFixed(10)),
+    );
   }
   function extent(values, {min, max} = {}) {
     const known = values.filter((v) => v !== null && v !== undefined);
@@ -306,8 +392,14 @@
   function chartAt({label, x, y, series, height = 220, points = false}, width, tip) {
     const all = series.flatMap((s) => s.points);
     const scaled = (v) => (x.log ? Math.log2(v) : v);
-    const [x0, x1] = extent(all.map((p) => scaled(p.x)), x);
-    const [y0, y1] = extent(all.flatMap((p) => [p.value, p.lo, p.hi]), y);
+    const [x0, x1] = extent(
+      all.map((p) => scaled(p.x)),
+      x,
+    );
+    const [y0, y1] = extent(
+      all.flatMap((p) => [p.value, p.lo, p.hi]),
+      y,
+    );
     const box = {left: 62, right: width - 14, top: 12, bottom: height - 42};
     const atX = (v) => box.left + ((scaled(v) - x0) / (x1 - x0)) * (box.right - box.left);
     const atY = (v) => box.bottom - ((v - y0) / (y1 - y0)) * (box.bottom - box.top);
@@ -316,31 +408,61 @@
     const digits = y.digits ?? Math.max(...steps.map((v) => (String(v).split(".")[1] || "").length));
     const grid = steps.map((v) => [
       svg("line", {class: v === 0 ? "axis" : "guide", x1: box.left, x2: box.right, y1: atY(v), y2: atY(v)}),
-      text(number(v, digits), {x: box.left - 7, y: atY(v) + 4, "text-anchor": "end"})]);
+      text(number(v, digits), {x: box.left - 7, y: atY(v) + 4, "text-anchor": "end"}),
+    ]);
     const below = (x.ticks || ticks(x0, x1)).map((v) =>
-      text(number(v), {x: atX(v), y: box.bottom + 17, "text-anchor": "middle"}));
+      text(number(v), {x: atX(v), y: box.bottom + 17, "text-anchor": "middle"}),
+    );
     const middle = (box.top + box.bottom) / 2;
     const names = [
       text(x.name, {class: "soft", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle"}),
-      text(y.name, {class: "soft", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})`})];
+      text(y.name, {class: "soft", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})`}),
+    ];
     const drawn = series.map(({colour = line(0), points: some}) => {
       const known = some.filter((p) => p.value !== null && p.value !== undefined);
       const ranged = known.filter((p) => p.lo !== null && p.lo !== undefined && p.hi !== null && p.hi !== undefined);
       const spot = (p, side) => `${atX(p.x)},${atY(p[side])}`;
       const band = [...ranged.map((p) => spot(p, "hi")), ...[...ranged].reverse().map((p) => spot(p, "lo"))].join(" ");
       const bars = ranged.map((p) =>
-        svg("line", {x1: atX(p.x), x2: atX(p.x), y1: atY(p.lo), y2: atY(p.hi), style: `stroke:${colour}`, "stroke-width": 1.5}));
-      const path = svg("polyline", {points: known.map((p) => spot(p, "value")).join(" "), fill: "none",
-        style: `stroke:${colour}`, "stroke-width": 2});
+        svg("line", {
+          x1: atX(p.x),
+          x2: atX(p.x),
+          y1: atY(p.lo),
+          y2: atY(p.hi),
+          style: `stroke:${colour}`,
+          "stroke-width": 1.5,
+        }),
+      );
+      const path = svg("polyline", {
+        points: known.map((p) => spot(p, "value")).join(" "),
+        fill: "none",
+        style: `stroke:${colour}`,
+        "stroke-width": 2,
+      });
       const dots = known.map((p) => {
-        const dot = svg("circle", {cx: atX(p.x), cy: atY(p.value), r: p.strong ? 6 : 4, style: `fill:${colour}`,
-          stroke: "var(--ink)", "stroke-width": p.strong ? 2 : 0});
+        const dot = svg("circle", {
+          cx: atX(p.x),
+          cy: atY(p.value),
+          r: p.strong ? 6 : 4,
+          style: `fill:${colour}`,
+          stroke: "var(--ink)",
+          "stroke-width": p.strong ? 2 : 0,
+        });
         return p.text ? tip(dot, p.text) : dot;
       });
-      return points ? [bars, dots] : [svg("polygon", {points: band, style: `fill:${colour}`, opacity: 0.18}), path, dots];
+      return points
+        ? [bars, dots]
+        : [svg("polygon", {points: band, style: `fill:${colour}`, opacity: 0.18}), path, dots];
     });
-    return svg("svg", {role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}`},
-      grid, svg("line", {class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom}), below, names, drawn);
+    return svg(
+      "svg",
+      {role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}`},
+      grid,
+      svg("line", {class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom}),
+      below,
+      names,
+      drawn,
+    );
   }
 
   // State: what is chosen, by name, as strings. In a page of its own it is also in the address, so that a view can be
@@ -401,7 +523,11 @@
     return null;
   }
   function frameAround() {
-    try { return window.frameElement; } catch { return null; } // a page of another origin says nothing
+    try {
+      return window.frameElement;
+    } catch {
+      return null;
+    } // a page of another origin says nothing
   }
   function followTheme(root) {
     const frame = frameAround();
@@ -425,7 +551,9 @@
   function fitFrame() {
     const frame = frameAround();
     if (!frame || !frame.classList.contains("sage-frame")) return;
-    const fit = () => { frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 2}px`; };
+    const fit = () => {
+      frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 2}px`;
+    };
     new ResizeObserver(fit).observe(document.body);
     fit();
   }
@@ -445,16 +573,47 @@
     const level = Number((root.querySelector("h1, h2, h3, h4")?.tagName || "H2")[1]) + 1;
     const live = el("p", {class: "hidden", role: "status", "aria-live": "polite"});
     const tools = {
-      el, svg, empty, heading: (...children) => el(`h${level}`, {}, children), cut, word, number, estimate, percent, plural, tokens, tokenText,
-      diverging, sequential, divergingFill, sequentialFill, tint, line,
-      select, choices, slider, search, control, roving, scroll, sortable, tip, chart: chartWith(tip), id: root.id,
-      say: (text) => { live.textContent = text; },
+      el,
+      svg,
+      empty,
+      heading: (...children) => el(`h${level}`, {}, children),
+      cut,
+      word,
+      number,
+      estimate,
+      percent,
+      plural,
+      tokens,
+      tokenText,
+      diverging,
+      sequential,
+      divergingFill,
+      sequentialFill,
+      tint,
+      line,
+      select,
+      choices,
+      slider,
+      search,
+      control,
+      roving,
+      scroll,
+      sortable,
+      tip,
+      chart: chartWith(tip),
+      id: root.id,
+      say: (text) => {
+        live.textContent = text;
+      },
       state: (defaults, changed) => stateOf(several ? `${kind}.` : "", defaults, changed),
     };
     try {
       draw(view, JSON.parse(root.querySelector("script[type='application/json']").textContent), tools);
     } catch (error) {
-      root.insertBefore(el("p", {class: "broken", role: "alert"}, `This explorer could not start: ${error.message}`), tables);
+      root.insertBefore(
+        el("p", {class: "broken", role: "alert"}, `This explorer could not start: ${error.message}`),
+        tables,
+      );
       console.error(error);
       return;
     }
@@ -470,6 +629,11 @@
     roots.forEach((root, i) => start(root, i, roots.length > 1));
     fitFrame();
   }
-  window.sage = {register: (kind, draw) => { kinds[kind] = draw; if (document.readyState !== "loading") startAll(); }};
+  window.sage = {
+    register: (kind, draw) => {
+      kinds[kind] = draw;
+      if (document.readyState !== "loading") startAll();
+    },
+  };
   document.addEventListener("DOMContentLoaded", startAll);
 })();
