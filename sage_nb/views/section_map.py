@@ -187,9 +187,9 @@ def _tables(sections: CrossSections, certificate, data: dict) -> str:
 
 
 _INTRO = (
-    "Each square is a node: one head of one layer, at one site and token. Red: the model's preference for the right answer "
-    "falls when the node's activation is taken from a prompt in which only this attribute differs. Choose a map to see "
-    "its nodes; arrow keys move between maps and between nodes.")
+    "Each square is a node: one head of one layer, at one site and token. Red: the model's preference for the right "
+    "answer falls when the node's activation is taken from a prompt in which only this attribute differs. Choose a map "
+    "to see its nodes; arrow keys move between maps and between nodes.")
 
 
 def section_map(
