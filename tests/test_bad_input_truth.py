@@ -52,9 +52,9 @@ def told(tokens): return Prompts(tokens, {"END": torch.tensor([1])})
 
 
 ACTIVATIONS = [
-    ("a batch of none", lambda f: capture(f.model, f.prompts, [Z], batch_size=0), ValueError, "batch_size 0 must be"),
-    ("a negative batch", lambda f: run(f.model, f.prompts, metric, batch_size=-4), ValueError, "batch_size -4 must be"),
-    ("half a prompt", lambda f: gradients(f.model, f.prompts, [Z], metric, 0.5), ValueError, "batch_size 0.5 must be"),
+    ("a batch of none", lambda f: capture(f.model, f.prompts, [Z], batch_size=0), ValueError, "batch_size=0 is not"),
+    ("a negative batch", lambda f: run(f.model, f.prompts, metric, batch_size=-4), ValueError, "batch_size=-4 is not"),
+    ("half a prompt", lambda f: gradients(f.model, f.prompts, [Z], metric, 0.5), ValueError, "batch_size=0.5 is not"),
     ("no prompts", lambda f: run(f.model, f.prompts[:0], metric), ValueError, "there are no prompts"),
     ("no prompts to read", lambda f: capture(f.model, f.prompts[:0], [Z]), ValueError, "there are no prompts"),
     ("no nodes", lambda f: capture(f.model, f.prompts, []), ValueError, "there are no nodes: name at least one"),

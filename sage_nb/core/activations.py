@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Edits', 'Look', 'Node', 'Prompts', 'hooks_of', 'SilentHooks', 'hooked', 'n_heads',
-           'absence', 'check_model', 'remembered', 'capture', 'clean_run', 'tokens_from', 'run', 'prompt_losses',
-           'run_several', 'run_each', 'differentiate', 'gradients', 'Passes', 'count_passes']
+           'absence', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'remembered', 'capture',
+           'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several', 'run_each', 'differentiate', 'gradients',
+           'Passes', 'count_passes', 'watching']
 
 # %% ../../nbs/1_core/12_activations.ipynb #256faa34
 import re
@@ -16,9 +17,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+import psutil
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -133,7 +136,7 @@ class Prompts:
     def slices(self, batch_size: int) -> list[slice]:
         "Consecutive batches of rows."
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size {batch_size!r} must be a whole number of prompts, at least 1")
+            raise ValueError(f"batch_size={batch_size!r} is not a whole number of at least 1")
         if not len(self): raise ValueError("there are no prompts: all were left out before the model was run")
         return [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
 
@@ -209,11 +212,16 @@ def _at(x: Float[Tensor, "prompt pos ..."], index: Int[Tensor, "prompt"]) -> Flo
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
 
+def _wide(x: Tensor) -> Tensor:
+    "Numbers of 16 bits as numbers of 32: what is computed of them is not to be rounded, nor to overflow."
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _read(x: Tensor, node: Node, prompts: Prompts) -> Float[Tensor, "prompt ..."]:
-    "What a hook holds, at the node."
+    "What a hook holds, at the node; at least in 32 bits."
     if node.site in ("pattern", "scores"): x = x.transpose(1, 2)  # prompt head query key -> prompt query head key
     if node.position is not None: x = _at(x, prompts.index(node.position))
-    return x if node.head is None else x[..., node.head, :]
+    return _wide(x if node.head is None else x[..., node.head, :])
 
 
 def _at_end(model, prompts: Prompts):
@@ -227,7 +235,7 @@ def _at_end(model, prompts: Prompts):
 def _logits(model, batch: Prompts) -> Float[Tensor, "batch d_vocab"]:
     "The logits at END, of a model that `_at_end` hooks."
     device = next(model.parameters()).device
-    return model(batch.tokens.to(device))[:, 0]
+    return _wide(model(batch.tokens.to(device))[:, 0])
 
 
 # (logits at END, rows of the batch) -> one or more numbers per prompt
@@ -316,6 +324,41 @@ def _nodes(model, prompts: Prompts, nodes) -> list[Node]:
         if node.position is not None: prompts.index(node.position)
     return nodes
 
+# %% ../../nbs/1_core/12_activations.ipynb #82dc2cb6
+def free_memory(device: torch.device | str) -> int:
+    "Bytes that are free where a device computes; of a CPU, those of the process's container, where that is less."
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free, limit = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
+    if not limit.exists() or not limit.read_text().strip().isdigit(): return free
+    return max(0, min(free, int(limit.read_text()) - psutil.Process().memory_info().rss))
+
+
+def prompt_bytes(model, prompts: Prompts) -> int:
+    "What one prompt takes of memory in a run with gradients."
+    cfg, n_pos = model.cfg, prompts.tokens.shape[1]
+    by_token = 17 * cfg.d_model + 2.5 * (getattr(cfg, "n_heads", 0) or 0) * n_pos
+    return int(cfg.n_layers * n_pos * by_token * next(model.parameters()).element_size())
+
+
+_MOST = {"cuda": 512}  # prompts at once; 64 elsewhere
+
+
+def fitting_batch(
+    model,
+    prompts: Prompts,
+    batch_size: int | None = None,  # a number is taken as it is
+) -> int:
+    "How many prompts are run at once."
+    if batch_size is not None:
+        prompts.slices(batch_size)
+        return batch_size
+    device = next(model.parameters()).device
+    fit = free_memory(device) // 4 // max(1, prompt_bytes(model, prompts))
+    return max(1, min(fit, _MOST.get(device.type, 64)))
+
 # %% ../../nbs/1_core/12_activations.ipynb #74fac43f
 def _capture(model, batch, nodes):
     "The activations at `nodes`, from a run of the model on one batch."
@@ -387,11 +430,12 @@ def capture(
     model,
     prompts: Prompts,
     nodes: Iterable[Node | str],  # `head=None` at a site with heads takes all; `position=None` takes every token
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # prompt, then pos if the node has none, then head if it has none, then d
     "The activations at `nodes`."
-    nodes, batches = _nodes(model, prompts, nodes), prompts.slices(batch_size)
+    nodes = _nodes(model, prompts, nodes)
+    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
     bar = tqdm(batches, desc="capture", disable=not progress, leave=False)
     parts = [_recall(model, prompts[rows], nodes) for rows in bar]
     if len(parts) == 1: return parts[0]
@@ -493,12 +537,12 @@ def clean_run(
     model,
     prompts: Prompts,
     starts: Iterable[int] | None = None,  # layers that runs shall start at; by default, any
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     most: int = 2**32,  # bytes to keep; where all that can be kept is more, runs start at a layer with all tokens
 ) -> CleanRun:
     "What runs with edits need to know of the clean run."
     starts = sorted(set(range(model.cfg.n_layers) if starts is None else starts))
-    runs, batches, whole = [], prompts.slices(batch_size), False
+    runs, batches, whole = [], prompts.slices(fitting_batch(model, prompts, batch_size)), False
     for rows in batches:
         batch = prompts[rows]
         with recording(model, batch.tokens, starts, whole) as noted, hooked(model, [_at_end(model, batch)]):
@@ -540,7 +584,7 @@ def tokens_from(
     end = prompts.index("END")
     return _between(torch.minimum(first.to(end), end), end, prompts.tokens.shape[1])
 
-
+# %% ../../nbs/1_core/12_activations.ipynb #0de234bc
 @dataclass(frozen=True)
 class _Part:
     "What is computed of a run with edits, and from where."
@@ -588,14 +632,14 @@ def run(
     prompts: Prompts,
     metric: Metric | None = None,  # by default, the logits at END themselves
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     start: CleanRun | None = None,  # of the same prompts: only what the edits can reach is computed
 ) -> Float[Tensor, "prompt ..."]:
     "The metric of each prompt when the activations at some nodes are replaced."
     edits, results = _edits_or_none(model, prompts, edits), []
     if metric is not None: _check_metric(model, metric)
-    prompts.slices(batch_size)  # an error where it is no number of prompts
     _check_start(start, prompts)
+    batch_size = fitting_batch(model, prompts, batch_size)
     whole = _Part.of(prompts, edits, start)
     for rows in whole.slices(batch_size):
         part, fwd = whole[rows], []
@@ -610,14 +654,14 @@ def prompt_losses(
     model,
     prompts: Prompts,
     edits: dict[Node, Float[Tensor, "prompt ..."]] | None = None,  # node -> its value, shaped as `capture` gives it
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Float[Tensor, "prompt"]:
     "Each prompt's mean next-token loss up to END, in nats, when the activations at some nodes are replaced."
     edits, results = _edits_or_none(model, prompts, edits), []
     if (prompts.index("END") == 0).any():
         row = int((prompts.index("END") == 0).int().argmax())
         raise ValueError(f"prompt {row} has END at its first token, so nothing in it is predicted: leave it out")
-    for rows in prompts.slices(batch_size):
+    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
         batch, fwd = prompts[rows], []
         for node in _ordered(edits): fwd += _edit_hooks(node, batch, edits[node][rows])
         results.append(_batch_losses(model, batch, fwd))
@@ -627,7 +671,7 @@ def prompt_losses(
 def _batch_losses(model, batch, hooks) -> Float[Tensor, "batch"]:
     "The mean next-token loss of each prompt of a batch."
     tokens = batch.tokens.to(next(model.parameters()).device)
-    with hooked(model, hooks): logits = model(tokens)[:, :-1]
+    with hooked(model, hooks): logits = _wide(model(tokens)[:, :-1])
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
     n = batch.index("END").to(loss.device)
     predicted = torch.arange(loss.shape[1], device=loss.device) < n[:, None]
@@ -685,7 +729,7 @@ def run_several(
     prompts: Prompts,
     metric: Metric,  # one number per prompt
     sets: Sequence[Edits],  # for each run, what is put in
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     start: CleanRun | None = None,  # of the same prompts; by default one is made
 ) -> Float[Tensor, "prompt set"]:
     "What `run` says with each of some sets of edits."
@@ -693,6 +737,7 @@ def run_several(
     if not sets: raise ValueError("there are no sets of edits: give at least one")
     _check_metric(model, metric)
     _check_start(start, prompts)
+    batch_size = fitting_batch(model, prompts, batch_size)
     parts, starts = [], {min(node.layer for node in edits) for edits in sets}
     for rows in prompts.slices(batch_size):
         batch = prompts[rows]
@@ -707,13 +752,14 @@ def run_each(
     prompts: Prompts,
     metric: Metric,  # one number per prompt
     edits: Edits,
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt node"]]:  # without any edit, and with each
     "The metric of each prompt when the nodes are replaced one at a time."
     edits = _check_edits(model, prompts, edits)
     _check_metric(model, metric)
     sets, starts = [{node: value} for node, value in edits.items()], sorted({node.layer for node in edits})
+    batch_size = fitting_batch(model, prompts, batch_size)
     batches, unedited, edited = prompts.slices(batch_size), [], []
     with tqdm(total=len(edits) * len(batches), desc="patch", disable=not progress, leave=False) as bar:
         for rows in batches:
@@ -790,12 +836,13 @@ def gradients(
     prompts: Prompts,
     nodes: Iterable[Node | str],
     metric: Metric,  # one number per prompt
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # shaped as `capture` gives the activations
     "The gradient of each prompt's metric with respect to the activations at `nodes`."
     parts = {node: [] for node in _nodes(model, prompts, nodes)}
     looks = {node: kept.append for node, kept in parts.items()}
-    for rows in prompts.slices(batch_size): differentiate(model, prompts[rows], metric, rows, backward=looks)
+    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
+    for rows in batches: differentiate(model, prompts[rows], metric, rows, backward=looks)
     return {node: torch.cat(kept) for node, kept in parts.items()}
 
 # %% ../../nbs/1_core/12_activations.ipynb #45a2d5cf
@@ -830,3 +877,13 @@ def count_passes(
         if torch.is_grad_enabled(): passes.backward_rows += rows  # in this room, only where a backward pass follows
     hooks = [(Node("resid_pre", layer).hook, count) for layer in range(model.cfg.n_layers)]
     with model.hooks(fwd_hooks=hooks): yield passes
+
+# %% ../../nbs/1_core/12_activations.ipynb #c9d3df37
+@contextmanager
+def watching(
+    model,
+    look: Callable[[], None],  # called before each block that is computed; what it raises ends the run
+) -> Iterator[None]:
+    "Have a function called while a model runs, within a `with`."
+    hooks = [(Node("resid_pre", layer).hook, lambda x, hook: look()) for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=hooks): yield

@@ -89,7 +89,7 @@ def discovery_accuracy(
     sites: str | Iterable[str] | None = None,  # by default all that the model has
     methods: dict[str, dict] | Iterable[str] = ATTRIBUTION_METHODS,  # name -> its options, or some of these names
     threshold: float = 0.05,  # nodes with at least this share of the clean metric matter
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = True,
 ) -> pd.DataFrame:  # one row per attribute, site (and "all") and method
     "Average precision, AUROC and correlations of each method against exact patching, and the passes it took."

@@ -23,9 +23,9 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sage_nb.core.activations import (
-    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, hooks_of, n_heads,
-    run_each, tokens_from)
+from ..core.activations import (
+    HEAD_SITES, SITES, Look, Metric, Node, Prompts, SilentHooks, absence, capture, differentiate, fitting_batch,
+    hooks_of, n_heads, run_each, tokens_from)
 from ..core.cone import LogitDifference, gather_tokens, recording, scatter_tokens
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import Estimate, intervals
@@ -73,7 +73,7 @@ def exact_effects(
     model,
     contrast: Contrast,
     nodes: Sequence[Node],
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> Effects:
     "The true effects: one run per node, from the node's layer and token on."
@@ -133,9 +133,40 @@ class Slopes:
         return torch.stack([column(node) for node in self.nodes], 1)
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #5e5e1ac9
-_KEPT = 2**28  # bytes of changed patterns
+_KEPT = 2**28  # bytes of changes
 
 
+class _Patterns:
+    "What the counterfactual's queries and keys change of the clean run's attention patterns."
+
+    def __init__(self, model, prompts: Prompts, here: dict[Node, Tensor], values: dict[int, Tensor], delta):
+        self.model, self.prompts, self.delta = model, prompts, delta
+        self.here = here | {Node("v", layer): some for layer, some in values.items()}
+        self.attentions, self.changes = {}, {}
+
+    def attention(self, layer: int) -> Attention:
+        "What a layer does with queries and keys; an error if it is not the model's, or z not the pattern's mixture."
+        if layer not in self.attentions:
+            self.attentions[layer] = Attention.of(self.model, layer, self.here)
+            require_mixture(layer, self.here)
+        return self.attentions[layer]
+
+    def patched(self, node: Node) -> Float[Tensor, "prompt query head key"]:
+        "The pattern that the counterfactual's queries or keys make at a position."
+        acts = {site: self.here[Node(site, node.layer)] for site in ("q", "k")}
+        patched = acts[node.site].clone()
+        index = self.prompts.index(node.position).to(patched.device)
+        patched[torch.arange(len(patched)), index] += self.delta[node]
+        return self.attention(node.layer).pattern(**(acts | {node.site: patched}))
+
+    def change(self, node: Node) -> Float[Tensor, "prompt query head key"]:
+        "What they change of a pattern from a position; kept for other runs while all of it is small."
+        if node in self.changes: return self.changes[node]
+        change = self.patched(node) - self.here[Node("pattern", node.layer)]
+        if change.nbytes * (len(self.changes) + 1) <= _KEPT: self.changes[node] = change
+        return change
+
+# %% ../../nbs/3_discovery/31_attribution.ipynb #65ef9dc6
 class QKSlopes(Slopes):
     "Slopes, but for queries and keys those at the attention pattern that they make."
 
@@ -143,7 +174,7 @@ class QKSlopes(Slopes):
         self.layers = {node.layer for node in nodes if node.site in ("q", "k")}  # whose patterns matter
         self.values = {}  # of each layer, in the run whose slopes are taken
         self.tokens = None  # that it computes
-        self.attentions, self.changed = {}, {}
+        self.patterns = None
         super().__init__(model, batch, nodes, paths)
         self.here |= {Node("v", layer): values for layer, values in self.values.items()}
 
@@ -181,33 +212,13 @@ class QKSlopes(Slopes):
         gradient: Float[Tensor, "prompt query head key"],  # of the metric, at the pattern; of the queries computed
     ) -> Float[Tensor, "prompt head"]:
         "The effect of each head's query or key, by the slope at the pattern."
-        change = self.change(node)
+        if self.patterns is None:  # at the end of the clean run
+            self.patterns = _Patterns(self.model, self.batch.prompts, self.here, dict(self.values), self.delta)
+        change = self.patterns.change(node)
         if self.tokens is not None: change = gather_tokens(change, self.tokens, 1)
         effect = einsum(change, gradient, "prompt query head key, prompt query head key -> prompt head")
         by_head = effect.unflatten(1, (n_heads(self.model, node.site), -1))  # a key head may serve several query heads
         return by_head.sum(-1)
-
-    def attention(self, layer: int) -> Attention:
-        "What a layer does with queries and keys; an error if it is not the model's, or z not the pattern's mixture."
-        if layer not in self.attentions:
-            self.attentions[layer] = Attention.of(self.model, layer, self.here)
-            require_mixture(layer, self.here | {Node("v", layer): self.values[layer]})
-        return self.attentions[layer]
-
-    def change(self, node: Node) -> Float[Tensor, "prompt query head key"]:
-        "What the counterfactual's queries or keys change of a pattern; kept, as all runs need it, while it is small."
-        if node in self.changed: return self.changed[node]
-        change = self.patched_pattern(node) - self.here[Node("pattern", node.layer)]
-        if change.nbytes * (len(self.changed) + 1) <= _KEPT: self.changed[node] = change
-        return change
-
-    def patched_pattern(self, node: Node) -> Float[Tensor, "prompt query head key"]:
-        "The pattern that the counterfactual's queries or keys make at a position."
-        layer, prompts = node.layer, self.batch.prompts
-        acts = {site: self.here[Node(site, layer)] for site in ("q", "k")}
-        patched = acts[node.site].clone()
-        patched[torch.arange(len(prompts)), prompts.index(node.position).to(patched.device)] += self.delta[node]
-        return self.attention(layer).pattern(**(acts | {node.site: patched}))
 
 # %% ../../nbs/3_discovery/31_attribution.ipynb #08500532
 def _runs(differ: Tensor) -> Int[Tensor, "prompt pos"]:
@@ -249,7 +260,7 @@ def _moved(
 
 def _along(slopes: Slopes, goal: Tensor, thing: Int[Tensor, "prompt pos"], steps: int):
     "The effects by slopes averaged over the path on which a thing changes, and each node's change at its end."
-    start, prompts = slopes.clean.layers[0].stream, slopes.batch.prompts
+    start, prompts = slopes.clean.layers[0].stream.to(goal), slopes.batch.prompts
     target, moved = _moved(start, goal, thing), (thing >= 0).int()
     first = torch.where(moved.any(1), moved.argmax(1), prompts.tokens.shape[1])
     tokens = None if slopes.clean.whole else tokens_from(prompts, first)
@@ -295,11 +306,12 @@ def first_order(
     nodes: Sequence[Node],
     steps: int = 1,  # points on each path, at both ends and between; 1 is the slope at the clean run
     qk_fix: bool = False,  # for q and k, take the slope at the attention pattern
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Effects:
     "The first-order effects of putting each node's counterfactual activation in."
     whole_number("steps", steps)  # a path needs a point
     for node in nodes: _require_vector(node)
+    batch_size = fitting_batch(model, contrast.prompts, batch_size)
     kind, clean, effect = QKSlopes if qk_fix else Slopes, [], []
     for batch in contrast.batches(batch_size):
         slopes = kind(model, batch, nodes, steps > 1)
@@ -418,7 +430,7 @@ class NodeScores:
 def _inputs(model, task, nodes, batch_size) -> tuple[list[Node], int]:
     "What is asked for, or an error."
     require_task(task, model)
-    return chosen_nodes(model, task.prompts, nodes), whole_number("batch_size", batch_size)
+    return chosen_nodes(model, task.prompts, nodes), fitting_batch(model, task.prompts, batch_size)
 
 
 def exact_patching(
@@ -426,7 +438,7 @@ def exact_patching(
     task: Task,
     attribute: str | None,  # None scores the neutral counterfactual: the noise floor
     nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> NodeScores:
     "The true effects of all nodes: one run per node, from the node's layer and token on."
@@ -457,7 +469,7 @@ def attribution_patching(
     nodes: Iterable[Node | str] | None = None,  # by default q, k, v and z of every layer, head and named position
     steps: int = 1,  # points on the paths over which slopes are averaged; 1 is plain AtP, more AtP-IG
     qk_fix: bool | None = False,  # for q and k, take the slope at the attention pattern; None is where the model allows
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> NodeScores:
     "First-order effects: two forward passes and a backward for all nodes, and one of each for every point of a path."
     nodes, batch_size = _inputs(model, task, nodes, batch_size)

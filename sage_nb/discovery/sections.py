@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.activations import HEAD_SITES, Node, capture, clean_run, remembered, run, run_several
+from ..core.activations import (
+    HEAD_SITES, Node, capture, clean_run, fitting_batch, remembered, run, run_several)
 from ..core.cone import CleanRun
 from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
@@ -203,7 +204,8 @@ class JointEffects:
 
     @classmethod
     def of(
-        cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int = 64, unedited: CleanRun | None = None,
+        cls, model, contrast: Contrast, nodes: Sequence[Node], batch_size: int | None = None,
+        unedited: CleanRun | None = None,
     ) -> "JointEffects":
         "Of any of the nodes; with a clean run of the prompts, if there is one already."
         there = capture(model, contrast.cf, nodes, batch_size)
@@ -449,12 +451,13 @@ def find_cross_sections(
     steps: int = 3,  # points on the paths along which the nodes are scored; 1 is plain attribution patching
     qk_fix: bool | None = None,  # score q and k by the slope at their pattern; None is where the model allows it
     max_prompts: int = 128,  # most training prompts used for the search, and most held-out ones for what it found
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     verbose: bool = True,  # print one line per cross-section
+    on_attribute: Callable[[str], None] | None = None,  # given each attribute before it is searched for
 ) -> CrossSections:
     "The cross-sections of each attribute, found on the task's training prompts."
     require_task(task, model)
-    sites, batch_size = chosen_sites(model, sites), whole_number("batch_size", batch_size)
+    sites, batch_size = chosen_sites(model, sites), fitting_batch(model, task.prompts, batch_size)
     settings = _Settings(sites, coverage, min_effect, steps, qk_fix, max_prompts, min_accuracy)
     have, used = list(task.counterfactuals), _training_prompts(task, max_prompts)
     attributes = chosen_names("attribute", have if attributes is None else attributes, have)
@@ -463,6 +466,7 @@ def find_cross_sections(
     nodes, searches = all_nodes(model, task.prompts.positions, settings.sites), {}
     shared = _Shared.of(model, used, attributes, nodes, batch_size)
     for attribute in tqdm(attributes, desc="cross-sections", disable=not verbose, leave=False):
+        if on_attribute: on_attribute(attribute)
         search = _Search.of(model, used, attribute, nodes, shared, settings, batch_size)
         searches[attribute] = search, search.candidates()
     scores = {attribute: search.scores for attribute, (search, _) in searches.items()}

@@ -120,7 +120,7 @@ def activity(
     saes: SAESet,
     min_share: float = 0.0,  # of the reconstruction, that an active latent must make up; 0 asks for any contribution
     settings: ProjectionSettings = ProjectionSettings(),
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Activity:
     "Which latents are active at one of the nodes in each prompt."
     if isinstance(nodes, (str, Node)): raise TypeError(f"nodes={nodes!r} is a single node: put it in a list")

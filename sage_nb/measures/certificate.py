@@ -196,7 +196,7 @@ def certificate(
     truth: Dictionaries,
     criteria: Criteria = Criteria(),
     probes: bool = True,  # also compare with a logistic probe on the section's activations
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
 ) -> Certificate:
     "Put the dictionaries of all cross-sections to the test on the task's held-out prompts."

@@ -186,7 +186,7 @@ def peer_metrics(
     saes: SAESet | Iterable[SAESet],
     ks: Sequence[int] = (1, 5),  # latents of a probe
     n: int = 10,  # latents taken out, in TPP
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> pd.DataFrame:  # a row for each set; nan where nothing can be read
     "L0, variance explained, loss recovered, probing and TPP of each set, mean over its places."
     sets = [saes] if isinstance(saes, SAESet) else list(saes)

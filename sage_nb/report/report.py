@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MEANINGS', 'SCHEMA', 'worst_verdict', 'check_same_frame', 'SageReport', 'evidence_tensors',
-           'evidence_of_tensors', 'make_folder']
+           'evidence_of_tensors', 'make_folder', 'Evaluated']
 
 # %% ../../nbs/8_report/81_report.ipynb #e5cd59f5
 import hashlib
@@ -19,6 +19,7 @@ from html import escape
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from fastcore.basics import patch
@@ -28,6 +29,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..core.doctor import Diagnosis
+from ..core.models import model_hash
 from ..core.tables import few_lines, html_table, shortened, text_table
 from ..discovery.sections import CrossSections
 from ..measures.certificate import Criteria
@@ -37,6 +39,7 @@ from ..measures.score import (
 from ..saes.fidelity import VERDICTS
 from .reasons import FORMS, evaluated, explanations, form_of, verdict, warnings_of
 from ..views.explorers import Explorer, framed
+from ..views.playground import Playground, playground
 from ..views.page import (
     beware, explained, folded, named_table, paragraphs, picture, places, report_page)
 from ..views.plots import (
@@ -88,6 +91,7 @@ class SageReport:
     values: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, section, value, reason, and the figures behind it
     discovery: CrossSections | None = field(default=None)  # when it was saved, without single prompts' effects
     explorers: dict[str, Explorer] = field(default_factory=dict)  # by name, in the order of the page
+    objects: "Evaluated | None" = field(default=None, compare=False)  # what was evaluated; not saved
 
     def scorecard(self) -> pd.DataFrame:
         "One row per SAE: the SAGE score, its interval, its parts, its fit; floor first, skyline and identity last."
@@ -569,6 +573,44 @@ def save(
     _write(folder / "table.csv", self.table.to_csv(index=False))
     if page: _write(folder / "report.html", self.page())
     return folder / "report.html"
+
+# %% ../../nbs/8_report/81_report.ipynb #69f82214
+class Evaluated(NamedTuple):
+    "What a report is of, as objects."
+    model: object = None
+    task: object = None
+    truth: object = None
+    saes: object = None  # as `evaluate` takes them
+    sections: CrossSections | None = None
+
+
+def _require_same_objects(settings: dict, objects: Evaluated) -> None:
+    "An error for another model or other prompts than those of a report."
+    for what, here in (("model", model_hash(objects.model)), ("task", getattr(objects.task, "digest", None))):
+        there = settings[what]["hash"]
+        if here == there: continue
+        raise ValueError(f"the report is of {what} {settings[what]['name']} ({there}), and this {what} is another one "
+                         f"({here}): give what was evaluated, or call playground with what you have")
+
+
+@patch
+def explore(
+    self: SageReport,
+    model=None,  # each by default that which was evaluated, as long as it is in memory
+    task=None,
+    truth=None,
+    saes=None,  # a set, anything that `load_saes` takes, or a list of those
+    sections: CrossSections | None = None,
+) -> Playground:
+    "Widgets that ask the model; in a notebook with a kernel."
+    given = Evaluated(model, task, truth, saes, sections)
+    kept = (self.objects or Evaluated())._replace(**{k: x for k, x in given._asdict().items() if x is not None})
+    missing = [name for name in ("model", "task", "truth", "saes") if getattr(kept, name) is None]
+    if missing:
+        raise ValueError(f"this report was read from a file, which holds no {' and no '.join(missing)}: load and fit "
+                         "them again, and call report.explore(model, task, truth, saes, sections) with them")
+    _require_same_objects(self.settings, kept)
+    return playground(*kept)
 
 # %% ../../nbs/8_report/81_report.ipynb #d9b6647b
 def _saebench(report: SageReport, name: str, about: dict) -> dict:

@@ -48,7 +48,7 @@ class Settings:
     projection: ProjectionSettings = ProjectionSettings()
     ks: tuple[int, ...] = GREEDY_KS  # numbers of moves in greedy edits
     criteria: Criteria = Criteria()  # what the ground truth must show for a section to count
-    batch_size: int = 64
+    batch_size: int | None = None
 
     def __post_init__(self):
         check_ks(self.ks)

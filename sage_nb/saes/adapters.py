@@ -374,7 +374,7 @@ def from_sae_lens(
     if architecture == "matching_pursuit" and not cfg.apply_b_dec_to_input: b_dec = torch.zeros_like(b_dec)
     if normalise not in NORMALISATIONS: normalise = "none"  # expected_average_only_in: a factor, in the saved weights
     normalise = _as_trained(normalise, sae, node)
-    kept = ("model_name", "prepend_bos", "hook_name", "model_from_pretrained_kwargs")
+    kept = ("model_name", "prepend_bos", "hook_name", "model_from_pretrained_kwargs", "neuronpedia_id")
     said = {key: getattr(metadata, key, None) for key in kept}
     encoder, reading = encoders[architecture](stored), _reading(stored, reads)
     return SparseSAE(node, W_dec, b_dec, encoder, name, normalise, architecture, said, reading)

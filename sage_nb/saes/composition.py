@@ -16,7 +16,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.activations import Node, capture
+from ..core.activations import Node, capture, fitting_batch
 from ..core.attention import Attention, key_head, norm_gain
 from ..truth.dictionaries import Dictionaries
 from ..truth.features import Dictionary
@@ -71,7 +71,7 @@ def _rotated(
 def _meetings(model, prompts, query: Node, key: Node, batch_size: int) -> Iterator[_Meeting]:
     "Batch by batch, a head's query and key."
     _check_head(model, query, key)
-    for rows in prompts.slices(batch_size):
+    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
         batch = prompts[rows]
         acts = capture(model, batch, Attention.reads(model, query.layer), batch_size)
         attention = Attention.of(model, query.layer, acts)
@@ -149,7 +149,7 @@ def interactions(
     truth: Dictionaries,  # with both nodes
     query: Node,  # q of one head at a named position
     key: Node,  # k at a named position, of the key/value head that the query head uses
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Interactions:
     "A head's attention score from one position to another, split by the features of query and key."
     query, key, test, contributions = Node.of(query), Node.of(key), task.test, []
@@ -168,7 +168,7 @@ def value_scores(
     query: Node,
     key: Node,
     attributes: tuple[str, str],  # of the query, of the key
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> pd.DataFrame:
     "Mean contribution to the score of each value in the query with each value in the key, before any soft-cap."
     query, key, total = Node.of(query), Node.of(key), 0
@@ -236,7 +236,7 @@ def composition(
     writer: Node,  # z of one head
     reader: Node,  # q, k or v of one head of a later layer at the same position
     attribute: str,
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Composition:
     "How much of a head's features another head gets from an earlier one."
     writer, reader = Node.of(writer), Node.of(reader)
@@ -263,7 +263,7 @@ def compositions(
     writers: Sequence[Node],
     readers: Sequence[Node],
     attribute: str,
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> pd.DataFrame:
     "Share and cosine of every pair in which the writer is in an earlier layer, at the same position."
     writers, readers = ([Node.of(node) for node in nodes] for nodes in (writers, readers))

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.activations import Node, Prompts, absence, capture, check_model, hooks_of, prompt_losses
+from ..core.activations import (
+    Node, Prompts, absence, capture, check_model, fitting_batch, hooks_of, prompt_losses)
 from ..core.models import EMBEDDED, same_model
 from .adapters import MLP_READS, WRITTEN
 from .codes import CENTRED, Codes, SparseSAE
@@ -91,7 +92,7 @@ def next_token_loss(
     prompts: Prompts,
     place: Node | str | None = None,  # where activations are changed; all heads, all tokens but <bos>
     change: Callable[[Tensor], Tensor] | None = None,  # of (prompt, pos, d_in), heads side by side
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     reads: Node | None = None,  # what the change is a function of; by default the activations at the place
 ) -> float:
     "Mean next-token loss of the prompts up to END, in nats."
@@ -100,7 +101,7 @@ def next_token_loss(
     if place is not None and (place.position, place.head) != (None, None):
         raise ValueError(f"place {place} must be of all heads and all tokens, such as {Node(place.site, place.layer)}")
     losses = []
-    for rows in prompts.slices(batch_size):
+    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
         batch = prompts[rows]
         edits = {} if place is None else {place: _changed(model, batch, place, change, reads or place)}
         losses.append(prompt_losses(model, batch, edits, len(batch)))
@@ -131,7 +132,7 @@ def splice_losses(
     place: Node | str,  # all heads, all tokens
     sae: SparseSAE,
     ablation: Float[Tensor, "d_in"],  # what takes the activation's place in the run that counts as 0; the mean, say
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     clean: float | None = None,  # loss of the prompts as they are, where it is known; the same for all SAEs
 ) -> Losses:
     "The losses by which an SAE's reconstruction is judged."
@@ -150,7 +151,7 @@ def loss_recovered(
     place: Node | str,  # all heads, all tokens
     sae: SparseSAE,
     ablation: Float[Tensor, "d_in"],
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> float:
     "The share of the loss by ablation that the SAE's reconstruction wins back; 1 is all."
     return splice_losses(model, prompts, place, sae, ablation, batch_size).recovered
@@ -484,7 +485,7 @@ def check_saes(
     route: str = "read",  # of the reconstruction
     max_prompts: int = 64,
     limits: FitLimits = FitLimits(),
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> pd.DataFrame:  # by place: figures (loss recovered only where all heads and tokens are meant), verdict and cause
     "Whether the SAEs that the nodes need belong to this model, on the task's held-out tokens."
     nodes = _check_asked(model, task, saes, nodes, max_prompts)

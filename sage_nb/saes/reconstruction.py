@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core.activations import HEAD_SITES, Node, Prompts, capture, n_heads
+from ..core.activations import HEAD_SITES, Node, Prompts, capture, fitting_batch, n_heads
 from ..core.attention import Attention, key_head
 from ..core.sublayers import Reader, Writer, require_identity
 from .codes import Codes, SparseSAE
@@ -362,7 +362,8 @@ def _runs(model, prompts: Prompts, nodes, saes: SAESet | SparseSAE, settings: Pr
     "Batch by batch: rows, the run with all that the nodes need, and the plan for each node."
     if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
     plan, maps = projection_plan(model, prompts, nodes, saes, settings), _Maps(model)
-    for rows in prompts.slices(batch_size): yield rows, _Run(maps, prompts[rows], list(plan), saes, settings), plan
+    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
+    for rows in batches: yield rows, _Run(maps, prompts[rows], list(plan), saes, settings), plan
 
 
 @torch.no_grad()
@@ -372,7 +373,7 @@ def decompose_batches(
     nodes: Iterable[Node],  # each one head of q, k, v or z, or attn_out, mlp_out or a stream, at a named position
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
     settings: ProjectionSettings = ProjectionSettings(),
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     by_latent: bool = False,  # one entry per latent, its tokens summed
 ) -> Iterator[tuple[slice, dict[Node, Decomposition]]]:
     "Batch by batch: rows, and each node's activation there as latents + bias + error."
@@ -386,7 +387,7 @@ def decompose(
     nodes: Iterable[Node],  # each one head of q, k, v or z, or attn_out, mlp_out or a stream, at a named position
     saes: SAESet | SparseSAE,  # a set, or one SAE that all nodes are read from
     settings: ProjectionSettings = ProjectionSettings(),
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     by_latent: bool = False,  # one entry per latent, its tokens summed
 ) -> dict[Node, Decomposition]:
     "Each node's activation as latents + bias + error."
@@ -410,7 +411,7 @@ def reconstruct(
     nodes: Iterable[Node],
     saes: SAESet | SparseSAE,
     settings: ProjectionSettings = ProjectionSettings(),
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> dict[Node, Float[Tensor, "prompt d"]]:
     "The SAEs' reconstruction of the activation at each node."
     batches = []

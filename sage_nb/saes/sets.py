@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM', 'same_place', 'SAESet', 'embedded_saes', 'check_files', 'pattern_of', 'name_and_ids', 'refuse_part',
-           'load_saes']
+           'load_saes', 'load_sets']
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5d9dc9f8
 import os
@@ -461,3 +461,15 @@ def load_saes(
     load = _load_release if folder is None else _load_folder
     saes = _by_node(load(*([label] if folder is None else [folder, label]), ids, dtype, device), label, source)
     return SAESet((label if ids == "*" else f"{label} ({ids})") if name is None else name, saes)
+
+# %% ../../nbs/5_saes/53_sets.ipynb #716c6927
+def load_sets(saes) -> list[SAESet]:
+    "The sets that a user means: one, or a list of them; a list of SAE objects is one set."
+    if not isinstance(saes, (list, tuple)): return [load_saes(saes)]
+    if not saes: raise ValueError("there are no SAEs to evaluate: the list is empty")
+    objects = [hasattr(sae, "encode") and not isinstance(sae, str) for sae in saes]  # a text has `encode`, too
+    if all(objects): return [load_saes(saes)]
+    if any(objects):
+        raise TypeError("the list mixes SAE objects with names or sets: make a set of the objects, "
+                        "load_saes(objects, name=...), and give a list of sets")
+    return [load_saes(sae) for sae in saes]

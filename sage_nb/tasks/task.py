@@ -28,7 +28,7 @@ from ..core.cone import LogitDifference
 from ..core.intervals import interval
 from ..core.models import require_model, tokenizer_hash
 from .builtin import RECIPES
-from .items import Counterfactuals, Item, TokenIndex, about, check_items, chosen_names, whole_number
+from .items import Counterfactuals, Item, TokenIndex, about, check_items, chosen_names
 from .items import items_from_recipe, items_from_rows, rows_from_frame, usable_words
 from .templates import Example, Recipe
 from .tokens import TokenReader, Tokens, WordRules, following
@@ -572,12 +572,12 @@ def check(
     self: Task,
     model,
     by: str | Iterable[str] = ("template",),  # also per value of these: "template", or attributes
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> pd.DataFrame:
     "Accuracy (answer above distractor) and logit difference in nats, with 95 % intervals."
     self.require(model)
     if len(self) < 2: raise ValueError(f"task {self.name!r} has 1 prompt here; an interval needs at least 2")
-    by, batch_size = chosen_names("group", by, _groups(self)) if by else [], whole_number("batch_size", batch_size)
+    by = chosen_names("group", by, _groups(self)) if by else []
     m = run(model, self.prompts, self.metric(), batch_size=batch_size).cpu()
     groups = {"all": torch.ones(len(self), dtype=torch.bool)}
     for key in by:

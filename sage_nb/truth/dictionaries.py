@@ -380,7 +380,7 @@ def suggest_products(
     method: str = "mse",
     min_gain: float = 0.01,  # least share of variance that a product must add in the mean over folds
     folds: int = 5,  # in each of them it must add something
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> pd.DataFrame:
     "By node and pair of attributes: R² without it, what it adds by cross-validation, and whether that is enough."
     _check_halves(task)
@@ -413,7 +413,7 @@ def fit_dictionaries(
     task: Task,
     sections: Iterable,  # cross-sections, or nodes; or a single one
     method: str = "mse",  # or mean, or weighted
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
     products: Iterable[Sequence[str]] | str = (),  # such as [("IO", "Pos")]; "auto": what `suggest_products` chooses
     unseen: str = "error",  # what a combination without training prompts is: "error", or "additive"
 ) -> Dictionaries:

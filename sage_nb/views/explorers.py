@@ -47,14 +47,23 @@ def quantised(
                     "and lists and dicts of these")
 
 # %% ../../nbs/7_views/72_explorers.ipynb #557c561b
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_ACCENT = r"[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]"
+_PILED = re.compile(f"({_ACCENT}{{4}}){_ACCENT}+")
+
+
+def _escaped(text: str) -> str:
+    "As HTML; what no file can hold is replaced, and no more than four accents stand on a letter."
+    return escape(_PILED.sub(r"\1", _CONTROLS.sub("�", text)))
+
+
 def _shown(value, limit: int = 200) -> str:
     "A table's entry as HTML."
     value = quantised(value) if not isinstance(value, str) else value
     if value is None: return "–"
     if not isinstance(value, str): return f"{value:.2f}" if isinstance(value, float) else escape(str(value))
-    clean = value.encode("utf-8", "replace").decode().replace("\0", "�")
-    if len(clean) <= limit: return escape(clean)
-    return f'<span title="{len(clean):,} characters">{escape(clean[:limit])}…</span>'
+    if len(value) <= limit: return _escaped(value)
+    return f'<span title="{len(value):,} characters">{_escaped(value[:limit])}…</span>'
 
 
 def _is_number(value) -> bool: return isinstance(value, Real) and not isinstance(value, (bool, np.bool))
@@ -73,8 +82,8 @@ def table_of(
     frame = frame.reset_index() if any(frame.index.names) else frame
     head = "".join(f'<th scope="col">{_shown(str(name))}</th>' for name in frame.columns)
     rows = "".join(_row(name, values) for name, *values in frame.itertuples(index=False, name=None))
-    label = escape(caption)
-    return (f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><caption>{label}</caption>'
+    label = _escaped(caption[:200])
+    return (f'<div class="scroll" role="group" tabindex="0" aria-label="{label}"><table><caption>{label}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
 # %% ../../nbs/7_views/72_explorers.ipynb #70817263
@@ -121,8 +130,8 @@ def document(
     return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{_policy(kinds)}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)}</title>{head(*kinds)}{more}</head>"
-            f'<body class="sage-page">{body}</body></html>')
+            f"<title>{_escaped(title)}</title>{head(*kinds)}{more}</head>"
+            f'<body class="sage-page"><main>{body}</main></body></html>')
 
 
 def framed(
@@ -131,7 +140,7 @@ def framed(
     height: int = 480,  # pixels, until the page's script makes it as high as what is in it
 ) -> str:
     "The page in an `<iframe>` that holds it whole."
-    return (f'<iframe class="sage-frame" title="{escape(title)}" srcdoc="{escape(page)}" '
+    return (f'<iframe class="sage-frame" title="{_escaped(title)}" srcdoc="{escape(page)}" '
             f'style="width:100%;height:{int(height)}px;border:0"></iframe>')
 
 # %% ../../nbs/7_views/72_explorers.ipynb #1bbf394f
@@ -201,13 +210,15 @@ class Explorer:
 
     def fragment(self) -> str:
         "For a page that has `head()` in it."
-        return (f'<div class="sage-explorer" data-kind="{self.kind}"><h2>{_shown(self.title)}</h2>'
-                f'<div class="sage-static">{self.static}</div>'
+        return self._under(f"<h2>{_shown(self.title)}</h2>")
+
+    def _under(self, heading: str) -> str:
+        return (f'<div class="sage-explorer" data-kind="{self.kind}">{heading}<div class="sage-static">{self.static}</div>'
                 f'<script type="application/json">{_json(self.data)}</script></div>')
 
     def page(self) -> str:
         "A whole page, which needs no other file."
-        return document(self.title, self.fragment(), self.kind)
+        return document(self.title, self._under(f"<h1>{_shown(self.title)}</h1>"), self.kind)
 
     def _repr_html_(self) -> str: return framed(self.page(), self.title, self.height)
 

@@ -181,7 +181,7 @@ def _tables(sections: CrossSections, certificate, data: dict) -> str:
     if len(sections.dropped): tables.append(table_of(sections.dropped, "places without a cross-section, and why"))
     rows = [{"attribute": attribute, "prompt": "".join(pair["strings"]), "counterfactual": "".join(pair["other"])}
             for attribute, some in data["prompts"].items() for pair in some]
-    if rows: tables.append(table_of(pd.DataFrame(rows), "prompts and their counterfactuals"))
+    if rows: tables.append(table_of(pd.DataFrame(rows, dtype=object), "prompts and their counterfactuals"))
     return "".join(tables)
 
 

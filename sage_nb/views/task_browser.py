@@ -61,10 +61,11 @@ class _Pages:
 
     def prompts(self) -> list[dict]:
         places = [index.tolist() for index in self.task.prompts.positions.values()]
-        values = self.task.attributes.astype(str).to_dict(orient="records")
+        columns = {name: list(map(str, values)) for name, values in self.task.attributes.items()}
         return [{
             "number": i, "tokens": self.words.numbers(self.task.strings[i]), "places": [index[i] for index in places],
-            "values": values[i], "held_out": bool(self.task.held_out[i]), **self.answers(self.task, i),
+            "values": {name: values[i] for name, values in columns.items()},
+            "held_out": bool(self.task.held_out[i]), **self.answers(self.task, i),
         } for i in self.rows]
 
     def answers(self, at: Task | Counterfactual, i: int) -> dict:
@@ -82,11 +83,11 @@ class _Pages:
 
 def _prompt_table(task: Task, rows: list[int]) -> str:
     "For readers without scripts."
-    table = task.attributes.iloc[rows].reset_index(drop=True)
-    table.insert(0, "prompt", [task.texts[i] for i in rows])
+    columns = {"prompt": [task.texts[i] for i in rows]}
+    for attribute, values in task.attributes.items(): columns[attribute] = [str(values[i]) for i in rows]
     for attribute, there in task.counterfactuals.items():
-        if there.strings: table[f"counterfactual in {attribute}"] = ["".join(there.strings[i]) for i in rows]
-    return table_of(table, f"{len(rows)} of {len(task)} prompts")
+        if there.strings: columns[f"counterfactual in {attribute}"] = ["".join(there.strings[i]) for i in rows]
+    return table_of(pd.DataFrame(columns, dtype=object), f"{len(rows)} of {len(task)} prompts")
 
 
 def task_browser(

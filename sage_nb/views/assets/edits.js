@@ -54,12 +54,14 @@ sage.register("edits", (root, data, tools) => {
 
   // What the model says
 
-  function bars(title, said, prompt, note, strong = false) {
+  // marked: what the model said before, and what it says with the true activations, which is what an edit shall reach
+  function bars(title, said, {edges, i}, note, strong = false) {
+    const [was, target] = [edges.before[i][0][0], edges.true[i][0][0]];
     return el("div", {class: strong ? "said strong" : "said", role: "group", "aria-label": title},
       el("h4", {}, title), note && el("p", {class: "soft"}, note),
       el("ol", {}, said.map(([token, p]) => {
-        const mark = token === prompt.new_answer && prompt.new_answer !== prompt.answer ? "new" : token === prompt.answer ? "old" : null;
-        const says = {new: "the counterfactual's answer", old: "the prompt's answer"}[mark];
+        const mark = token === was ? "old" : token === target ? "new" : null;
+        const says = {new: "said with the true activations", old: "said before"}[mark];
         return el("li", {class: mark, title: says},
           el("span", {class: "bar", style: `width:${Math.max(0.5, 100 * (p || 0))}%`}),
           el("span", {class: "what"}, el("bdi", {}, tools.tokenText(token, 18) || "∅"), mark && el("span", {class: "hidden"}, ` (${says})`)),
@@ -68,14 +70,15 @@ sage.register("edits", (root, data, tools) => {
   }
   const after = ({panel, i, way, step}) => (step ? panel.ways[way].after[i][step - 1] : panel.edges.before[i]);
   function views(at) {
-    const {panel, i, prompt, step} = at;
+    const {panel, i, step} = at;
     const [k, edges] = [panel.ks[step], panel.edges];
+    const target = {edges, i};
     return el("div", {class: "saids"},
-      bars("Before", edges.before[i], prompt, "nothing is changed"),
-      bars(k ? `After ${k === 1 ? "1 exchange" : `${k} exchanges`}` : "After no exchange", after(at), prompt, `${at.way}, at each node`, true),
-      bars("Supervised edit", edges.supervised[i], prompt, "the ground truth's vectors, one out, one in"),
-      bars("True activations", edges.true[i], prompt, "the counterfactual's, put into the section"),
-      bars("The counterfactual prompt", edges.prompt[i], prompt, "itself, nothing edited"));
+      bars("Before", edges.before[i], target, "nothing is changed"),
+      bars(k ? `After ${k === 1 ? "1 exchange" : `${k} exchanges`}` : "After no exchange", after(at), target, `${at.way}, at each node`, true),
+      bars("Supervised edit", edges.supervised[i], target, "the ground truth's vectors, one out, one in"),
+      bars("True activations", edges.true[i], target, "the counterfactual's, put into the section"),
+      bars("The counterfactual prompt", edges.prompt[i], target, "itself, nothing edited"));
   }
   function words(at) {
     const [[first, p], [was]] = [after(at)[0], at.panel.edges.before[at.i][0]];
@@ -101,8 +104,8 @@ sage.register("edits", (root, data, tools) => {
     }
     empty(text, texts(at));
     empty(sentence, words(at));
-    empty(result, views(at), el("p", {class: "soft"}, el("span", {class: "chip old"}, "the prompt's answer"), " ",
-      el("span", {class: "chip new"}, "the counterfactual's answer")));
+    empty(result, views(at), el("p", {class: "soft"}, el("span", {class: "chip old"}, "said before"), " ",
+      el("span", {class: "chip new"}, "said with the true activations: what an edit shall reach")));
     empty(list, el("h3", {}, "Latents out and in"), moves(at));
   }
   function draw() {

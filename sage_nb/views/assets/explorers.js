@@ -32,13 +32,14 @@
 
   // at most `limit` characters, and whether something was cut off
   function cut(text, limit = 48) {
-    const letters = Array.from(String(text).slice(0, 4 * limit + 4));
-    return letters.length <= limit ? String(text) : letters.slice(0, limit - 1).join("") + "…";
+    const calm = String(text).slice(0, 40 * limit).replace(/(\p{M}{4})\p{M}+/gu, "$1"); // no towers of accents
+    const letters = Array.from(calm.slice(0, 4 * limit + 4));
+    return letters.length <= limit ? calm : letters.slice(0, limit - 1).join("") + "…";
   }
   // a word in an element of its own: cut, and whole (as far as anyone reads) in its title
   function word(text, {limit = 48, tag = "bdi", ...attributes} = {}) {
     const short = cut(text, limit);
-    const title = short === String(text) ? null : `${cut(text, 400)} (${String(text).length} characters)`;
+    const title = short === String(text) || !short.endsWith("…") ? null : `${cut(text, 400)} (${String(text).length} characters)`;
     return el(tag, {title, ...attributes}, short);
   }
   // whole numbers as they are, others with two decimals, or in powers of ten where those would say nothing; with so
@@ -194,14 +195,14 @@
     return table;
   }
   const scroll = (label, ...children) =>
-    el("div", {class: "scroll", role: "region", tabindex: 0, "aria-label": label}, children);
+    el("div", {class: "scroll", role: "group", tabindex: 0, "aria-label": cut(label, 200)}, children);
 
   // columns: {key, name, help, number: true, show: (value, row) => text or element, order: (row) => what sorts}
   function sortable({caption, columns, rows, sort = null, descending = true, rowOf = null, sorted = null}) {
     const body = el("tbody");
     const heads = columns.map((column) => {
-      const button = el("button", {class: "sort", type: "button", onclick: () => turn(column)}, column.name);
-      return el("th", {scope: "col", class: column.number ? "number" : null, title: column.help || null}, button);
+      const button = el("button", {class: "sort", type: "button", onclick: () => turn(column)}, word(column.name, {limit: 40}));
+      return el("th", {scope: "col", class: column.number ? "number" : null, title: column.help ? cut(column.help, 400) : null}, button);
     });
     let [by, down] = [columns.find((column) => column.key === sort) || null, descending];
     const key = (row) => (by.order ? by.order(row) : row[by.key]);
@@ -232,7 +233,7 @@
       }))));
     }
     fill();
-    const table = el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads)), body);
+    const table = el("table", {}, el("caption", {}, word(caption, {limit: 300})), el("thead", {}, el("tr", {}, heads)), body);
     return scroll(caption, table);
   }
 
@@ -307,7 +308,7 @@
     const scaled = (v) => (x.log ? Math.log2(v) : v);
     const [x0, x1] = extent(all.map((p) => scaled(p.x)), x);
     const [y0, y1] = extent(all.flatMap((p) => [p.value, p.lo, p.hi]), y);
-    const box = {left: 52, right: width - 14, top: 12, bottom: height - 42};
+    const box = {left: 62, right: width - 14, top: 12, bottom: height - 42};
     const atX = (v) => box.left + ((scaled(v) - x0) / (x1 - x0)) * (box.right - box.left);
     const atY = (v) => box.bottom - ((v - y0) / (y1 - y0)) * (box.bottom - box.top);
     const text = (value, attributes) => svg("text", {"font-size": 12, ...attributes}, value);
@@ -441,9 +442,10 @@
     const tables = root.querySelector(".sage-static");
     const view = el("div", {class: "sage-view"});
     const tip = tips(root);
+    const level = Number((root.querySelector("h1, h2, h3, h4")?.tagName || "H2")[1]) + 1;
     const live = el("p", {class: "hidden", role: "status", "aria-live": "polite"});
     const tools = {
-      el, svg, empty, cut, word, number, estimate, percent, plural, tokens, tokenText,
+      el, svg, empty, heading: (...children) => el(`h${level}`, {}, children), cut, word, number, estimate, percent, plural, tokens, tokenText,
       diverging, sequential, divergingFill, sequentialFill, tint, line,
       select, choices, slider, search, control, roving, scroll, sortable, tip, chart: chartWith(tip), id: root.id,
       say: (text) => { live.textContent = text; },

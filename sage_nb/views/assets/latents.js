@@ -75,7 +75,6 @@ sage.register("latents", (root, data, tools) => {
           word(column.name, {limit: 14}))))),
       el("tbody", {}, panel.latents.map((latent, row) => el("tr", {},
         el("th", {scope: "row"}, el("button", {type: "button", class: "row", "aria-pressed": String(now.row === row && now.column === null),
-          "aria-label": latent.name,
           title: latent.name, onclick: () => choose(panel, latent, null)}, short(latent.name))),
         columns.map((column) => cell(panel, latent, row, column, now))))));
     return scroll("Latents by values", roving(table));

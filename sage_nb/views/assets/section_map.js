@@ -3,7 +3,7 @@
 //        sections: [{name, nodes, curve, …}], intervals: {node: [lo, hi]}, sites: {site: words}, prompts: {attribute: […]}}
 "use strict";
 sage.register("section_map", (root, data, tools) => {
-  const {el, svg, empty, word, number, estimate, plural, choices, tokens, tint, roving, scroll, tip, say} = tools;
+  const {el, svg, empty, word, number, estimate, plural, choices, tokens, tint, heading, roving, scroll, tip, say} = tools;
   const names = data.attributes.map((attribute) => attribute.name);
   const chosen = tools.state({attribute: names[0], at: "", node: ""}, () => draw());
   const controls = el("div", {class: "controls"});
@@ -101,16 +101,17 @@ sage.register("section_map", (root, data, tools) => {
 
   function cells(p) {
     const inside = members(p);
-    const wide = p.share[0].length > 12;
+    const [many, wide] = [p.share[0].length > 6, p.share[0].length > 12];
+    const shown = (share) => (wide ? "" : number(share, 2).replace("0.00", "0"));
     const buttons = (row, layer) => row.map((share, head) => {
       const node = nodeName(p, layer, head);
       if (share === null) return el("td");
       const is = inside.has(node);
       const button = el("button", {
-        type: "button", class: `cell${is ? " member" : ""}${wide ? " narrow" : ""}`, style: tools.diverging(size(share)),
+        type: "button", class: ["cell", is && "member", wide ? "narrow" : many && "many"].filter(Boolean).join(" "), style: tools.diverging(size(share)),
         "data-node": node, onclick: () => pickNode(node),
         "aria-label": `${node}: ${number(share, 2)}${is ? ", in the cross-section" : ""}`,
-      }, wide ? "" : number(share, 2));
+      }, shown(share));
       return el("td", {}, tip(button, () => `${node} ${rangeOf(p, node)}`));
     });
     const heads = p.headed ? p.share[0].map((_, head) => el("th", {scope: "col"}, `H${head}`)) : el("th", {scope: "col"}, "all");
@@ -126,8 +127,8 @@ sage.register("section_map", (root, data, tools) => {
   }
   const nodeText = el("p", {class: "node", "aria-live": "polite"});
   const shareOf = (p, node) => {
-    const [, layer, head = "0"] = node.match(/^L(\d+)(?:H(\d+))?$/) || [];
-    return p.share[layer]?.[head] ?? null;
+    const [, layer, head] = node.match(p.headed ? /^L(\d+)H(\d+)$/ : /^L(\d+)$/) || [];
+    return p.share[layer]?.[head ?? 0] ?? null;
   };
   // the node that is asked for, or else the most important one
   function node(p) {
@@ -180,7 +181,7 @@ sage.register("section_map", (root, data, tools) => {
     });
   }
   function verdict({passed, verdict: says, lines}) {
-    return el("div", {}, el("h3", {}, "Its certificate"),
+    return el("div", {}, heading("Its certificate"),
       el("p", {}, el("b", {class: passed === null ? "" : passed ? "good" : "bad"},
         passed === null ? "" : passed ? "✓ passes. " : "✗ fails. "), says),
       el("ul", {}, lines.map((text) => el("li", {}, text))));
@@ -194,7 +195,7 @@ sage.register("section_map", (root, data, tools) => {
     return [
       el("p", {}, `A cross-section of ${plural(section.nodes.length, "node")} out of ${total(p)}, most important first: `,
         el("b", {}, section.nodes.join(", ")), `. With their activations taken from the counterfactuals, ${meaning(section.effect)}.`),
-      figures(section), el("h3", {}, "How many nodes it takes"), curve(section),
+      figures(section), heading("How many nodes it takes"), curve(section),
       section.certificate ? verdict(section.certificate) : null];
   }
   const total = (p) => p.share.flat().filter((share) => share !== null).length;
@@ -208,7 +209,7 @@ sage.register("section_map", (root, data, tools) => {
       if (at !== undefined) all[at] = {...all[at], ...role};
       return all;
     };
-    return el("div", {}, el("h3", {}, `Prompts and their counterfactuals in ${attribute().name}`),
+    return el("div", {}, heading(`Prompts and their counterfactuals in ${attribute().name}`),
       el("p", {class: "soft"}, "The activation is taken from the second line into the first, at the marked token; what differs is underlined."),
       el("ol", {class: "pairs"}, examples.map((example) => el("li", {},
         el("span", {class: "hidden"}, "prompt: "), tokens(example.strings, marks(example, example.differs)),
@@ -218,8 +219,8 @@ sage.register("section_map", (root, data, tools) => {
   function drawDetail() {
     const p = panel();
     const title = () => [word(attribute().name), ` in ${siteWords(p.site)} (`, word(p.site), ") at ", word(p.position)];
-    empty(nodes, el("h3", {}, title()), cells(p), nodeText);
-    empty(panelBox, el("h3", {}, title()), known(p));
+    empty(nodes, heading(title()), cells(p), nodeText);
+    empty(panelBox, heading(title()), known(p));
     empty(examples, prompts(p));
     drawNode();
     roving(nodes.querySelector("table.cells"));

@@ -53,10 +53,16 @@ sage.register("task_browser", (root, data, tools) => {
     });
     return found;
   }
-  const answers = ({answer, distractor}) => el("p", {class: "answers"},
-    el("span", {class: "soft"}, "next: "), el("b", {}, word(answer)), el("span", {class: "soft"}, " rather than "), word(distractor));
-  function side(name, some, row, differs, said) {
-    return el("div", {class: "side"}, el("p", {class: "name soft"}, name), tokens(some, marks(row, differs)), answers(said));
+  // of a prompt: its answer; of a counterfactual: its own, and which two tokens patching compares
+  function answers(row, edit = null) {
+    const soft = (text) => el("span", {class: "soft"}, text);
+    const own = [soft("answer "), el("b", {}, word((edit || row).answer))];
+    const rest = edit ? [soft("; patching compares "), word(row.answer), soft(" with "), word(edit.distractor)]
+      : [soft(" rather than "), word(row.distractor)];
+    return el("p", {class: "answers"}, own, rest);
+  }
+  function side(name, some, row, differs, edit) {
+    return el("div", {class: "side"}, el("p", {class: "name soft"}, name), tokens(some, marks(row, differs)), answers(row, edit));
   }
   function item(i) {
     const row = data.rows[i];
@@ -68,7 +74,7 @@ sage.register("task_browser", (root, data, tools) => {
     const name = edit ? ["counterfactual", is ? [": ", word(was ?? ""), " → ", word(is)] : ": nothing that matters"] : null;
     return el("li", {},
       el("p", {class: "facts"}, el("span", {class: "soft"}, `prompt ${row.number + 1}, ${row.held_out ? "held out" : "training"}`), own),
-      el("div", {class: edit ? "pair" : "pair alone"}, side("prompt", strings(row), row, differs, row),
+      el("div", {class: edit ? "pair" : "pair alone"}, side("prompt", strings(row), row, differs),
         edit ? side(name, edited(row, edit), row, differs, edit) : null));
   }
 
