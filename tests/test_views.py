@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sage_nb.core.activations import Node
-from sage_nb.core.tables import LINES
+from sage_nb.discovery.tables import LINES
 from sage_nb.discovery.attribution import NodeScores
 from sage_nb.measures.certificate import Certificate, Criteria
 from sage_nb.measures.score import Comparison

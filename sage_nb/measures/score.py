@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.intervals import Estimate, each, interval, intervals, means, n_prompts
-from ..core.tables import html_table
+from ..discovery.tables import html_table
 from .control import area
 from .faithfulness import SPARSE_KS, SparseRuns, sparse_faithfulness
 from .named import MEASURES, NAMED_KS, NamedEdits, named_control

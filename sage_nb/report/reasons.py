@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pandas as pd
 
 from ..core.intervals import means
-from ..core.tables import few, shortened
+from ..discovery.tables import few, shortened
 from ..measures.control import SKYLINE, effect_agreement
 from ..measures.faithfulness import SPARSE_KS, Runs, fraction_recovered, sparse_faithfulness
 from ..measures.named import NAMED_KS

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..core.doctor import Diagnosis
 from ..core.models import model_hash
-from ..core.tables import few_lines, html_table, shortened, text_table
+from ..discovery.tables import few_lines, html_table, shortened, text_table
 from ..discovery.sections import CrossSections
 from ..measures.certificate import Criteria
 from ..measures.control import SKYLINE

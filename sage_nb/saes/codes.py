@@ -24,7 +24,7 @@ from torch.nn.functional import embedding_bag, pad
 from ..core.activations import HEAD_SITES, SITES, Node
 from ..core.cone import holding
 from ..core.digest import depends_on, digest_of
-from ..core.tables import html_lines
+from ..discovery.tables import html_lines
 
 # %% ../../nbs/5_saes/51_codes.ipynb #cdc88123
 class Codes(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.tables import Html, html_table, shortened
+from ..discovery.tables import Html, html_table, shortened
 from .explorers import Explorer, document
 from .style import Look, painted, to_html
 

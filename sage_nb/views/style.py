@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core.tables import shortened
+from ..discovery.tables import shortened
 from ..measures.control import NO_EDIT, SKYLINE
 from ..saes.baselines import FLOOR, IDENTITY, twin_name
 
