@@ -85,8 +85,8 @@ def report(sets=("an SAE",), sections=("IO:z@END", "IO:v@IO", "S:v@S2"), task="i
         section=list(sections), counts=[name in counted for name in sections], weight=0.8, lexical=False,
         reason=["" if name in counted else "R² 0.10 [0.00, 0.20] is not above 0" for name in sections])
     about["best baseline"], about["baseline score"], about["same path as"] = IDENTITY, 0.1, ""
-    values = [{"set": name, "section": section, "value": value,
-        "reason": reason} for name in sets for section in counted
+    values = [{"set": name, "section": section, "value": value, "reason": reason}
+              for name in sets for section in counted
               for value, reason in (("Anna", "own latent"), ("Tom", "split into 2"), ("Jane", "merged with Anna"))]
     settings = {
         "task": {"name": task, "hash": "x", "held out": 64}, "model": {"name": "tiny", "hash": "m", "dtype": "float32"},
