@@ -1,4 +1,4 @@
-"""Scorecard, latents and edits in a real browser: each control by mouse and by keyboard, on a phone, without scripts."""
+"""Scorecard, latents and edits in a real browser: by mouse and by keyboard, on a phone, without scripts."""
 import re
 
 import pytest
@@ -12,7 +12,8 @@ from sage_nb.views.edits import edits_explorer
 from sage_nb.views.latents import PATTERNS, latents_explorer
 from sage_nb.views.scorecard import Cast, scorecard_explorer
 
-HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", "\u202eright to left\u202c", "👩‍👩‍👧 \u2028",
+HOSTILE = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>",
+           "\u202eright to left\u202c", "👩‍👩‍👧 \u2028",
            "x" * 10_000, "a\"b'c&<!--", "__proto__", "javascript:alert(3)"]
 KINDS = ("scorecard", "latents", "edits")
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -49,15 +50,16 @@ def a_latent_panel(sae="topk", section="IO:z@END", values=("Mary", "John", "Anna
     f1s = [row(0.9), row(0.0, 0.5, 0.0), row(0.1, 0.4, 0.0), row(0.05)]
     latents = []
     for i, f1 in enumerate(f1s[:n]):
-        latents.append({"name": f"L1.resid_pre #{i}", "on": 0.1, "f1": f1, "precision": f1, "recall": f1, "effect": row(-0.5, None),
-                        "acts": [[0, 1, 2.5], [1, 0, 1.0]], "promotes": [token, " the"],
+        latents.append({"name": f"L1.resid_pre #{i}", "on": 0.1, "f1": f1, "precision": f1, "recall": f1,
+                        "effect": row(-0.5, None), "acts": [[0, 1, 2.5], [1, 0, 1.0]], "promotes": [token, " the"],
                         "link": "https://www.neuronpedia.org/gpt2-small/0-res-jb/7" if i == 0 else None})
     forms = ["own latent", "merged", *["no latent"] * (len(values) - 2)]
     about = [{"name": value, "prompts": 3, "latent": "L1.resid_pre #0" if i == 0 else None, "form": form,
               "reason": f"{form} in words"} for i, (value, form) in enumerate(zip(values, forms))]
     return {"sae": sae, "section": section, "attribute": "IO", "values": about, "latents": latents,
             "others": [{"attribute": "S", "values": ["Tom"], "f1": [[0.8]] * n}],
-            "prompts": [{"tokens": ["When", token, " went"], "value": values[0]}, {"tokens": ["So", " it", " is"], "value": values[1]}],
+            "prompts": [{"tokens": ["When", token, " went"], "value": values[0]},
+                        {"tokens": ["So", " it", " is"], "value": values[1]}],
             "left_out": {"values": 0, "latents": 5}}
 
 
@@ -70,9 +72,11 @@ def an_edit_panel(sae="topk", section="IO:z@END", old=" Mary", new=" John"):
               "counterfactual": ["When", new, " went"]}
     other = prompt | {"tokens": ["So", old, " came"], "counterfactual": []}
     edges = {"before": old, "supervised": new, "true": new, "prompt": new}
+    ways = {}
+    for name, tokens in after.items(): ways[name] = {"moves": [moves[name]] * 2, "after": [list(map(said, tokens))] * 2}
     return {"sae": sae, "section": section, "attribute": "IO", "ks": [0, 1, 2, 4, 8], "prompts": [prompt, other],
-            "edges": {name: [said(token)] * 2 for name, token in edges.items()}, "latents": ["L1.resid_pre #3", "L1.resid_pre #5"],
-            "ways": {name: {"moves": [moves[name]] * 2, "after": [list(map(said, tokens))] * 2} for name, tokens in after.items()}}
+            "edges": {name: [said(token)] * 2 for name, token in edges.items()}, "ways": ways,
+            "latents": ["L1.resid_pre #3", "L1.resid_pre #5"]}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,8 @@ def hostile():
     panel["others"][0] |= {"attribute": HOSTILE[6], "values": [HOSTILE[0]]}
     panel["latents"][0] |= {"name": HOSTILE[1]}
     edits = an_edit_panel(HOSTILE[1], HOSTILE[6], HOSTILE[4], HOSTILE[0]) | {"attribute": HOSTILE[3]}
-    edits["prompts"][0] |= {"tokens": HOSTILE, "counterfactual": HOSTILE[::-1], "roles": {"0": HOSTILE[4], "3": HOSTILE[0]}}
+    roles = {"0": HOSTILE[4], "3": HOSTILE[0]}
+    edits["prompts"][0] |= {"tokens": HOSTILE, "counterfactual": HOSTILE[::-1], "roles": roles}
     return {"scorecard": a_scorecard((HOSTILE[0], HOSTILE[4])), "latents": latents_explorer([panel], HOSTILE[1]),
             "edits": edits_explorer([edits], HOSTILE[4])}
 
@@ -190,7 +195,8 @@ def test_edits_by_the_slider(browse, explorers):
     page.keyboard.press("End")
     assert page.locator("output").inner_text() == "8" and "John" in likeliest(page, "After 8")
     assert page.locator(".move.in").all_inner_texts() == ["L1.resid_pre #5"]
-    for title in ("Supervised edit", "True activations", "The counterfactual prompt"): assert "John" in likeliest(page, title)
+    for title in ("Supervised edit", "True activations", "The counterfactual prompt"):
+        assert "John" in likeliest(page, title)
 
 
 def test_edits_of_another_prompt_way_and_section(browse, explorers):
@@ -243,8 +249,9 @@ def test_a_view_can_be_linked(browse, explorers, kind, fragment, text):
 
 
 @each_kind
-@pytest.mark.parametrize("fragment", ["#section=x&sae=y&a=z&part=q&k=99&prompt=-1&way=w&latent=l&value=v&of=o&measure=m&sort=s",
-                                      "#k=NaN&prompt=1e9&section=%3Cscript%3E"])
+@pytest.mark.parametrize("fragment", [
+    "#section=x&sae=y&a=z&part=q&k=99&prompt=-1&way=w&latent=l&value=v&of=o&measure=m&sort=s",
+    "#k=NaN&prompt=1e9&section=%3Cscript%3E"])
 def test_a_wrong_address_shows_the_start(browse, explorers, kind, fragment):
     page = browse(explorers[kind].page(), fragment=fragment)
     assert page.locator(".broken").count() == 0 and page.locator(".sage-view select").count() > 0
@@ -261,8 +268,8 @@ def test_a_phone_shows_all_of_it(browse, explorers, hostile, kind, dark):
 @each_kind
 def test_without_scripts_the_tables_stand_there(browse, explorers, kind):
     page = browse(explorers[kind].page(), scripts=False)
-    shown = {"scorecard": "good scores higher than PCA-4", "latents": "own latent in words", "edits": "8 moves by name"}[kind]
-    assert shown in re.sub(r"\s+", " ", page.locator(".sage-static").inner_text())
+    shown = {"scorecard": "good scores higher than PCA-4", "latents": "own latent in words", "edits": "8 moves by name"}
+    assert shown[kind] in re.sub(r"\s+", " ", page.locator(".sage-static").inner_text())
 
 
 @each_kind

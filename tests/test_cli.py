@@ -23,7 +23,8 @@ from sage_nb.lab.results import RECORD, Results, other_results
 
 PROGRAM = [sys.executable, "-c", "from sage_nb.lab.cli import main; raise SystemExit(main())"]
 SMALL = ["--sites", "z", "--n", "60"]
-FINISHED = [RECORD, "evidence.safetensors", "report.html", "report.json", "saebench", "sections.csv", "table.csv"]
+FINISHED = [RECORD, "evidence.safetensors", "explorers.json", "report.html", "report.json", "saebench", "sections.csv",
+            "table.csv"]
 UNFINISHED = [RECORD, "evidence.safetensors", "report.json", "sections.csv", "table.csv"]
 
 

@@ -1,8 +1,10 @@
 """Test 1 and the score prompt by prompt, what must rank above what, reports that survive saving and hostile names."""
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from plain import read_share, run_cost
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
+import sage_nb
 from sage_nb.core.activations import Node, capture
 from sage_nb.core.intervals import interval, resample_counts
 from sage_nb.core.models import EMBEDDED
@@ -23,7 +26,7 @@ from sage_nb.measures.units import name_units
 from sage_nb.report.evaluation import SKYLINE, evaluate
 from sage_nb.report.trials import (
     FLOOR, IDENTITY, Settings, baselines, coordinates, planted, section_weight, try_section, twin_name)
-from sage_nb.views.plots import to_html
+from sage_nb.views.style import to_html
 from sage_nb.report.report import SageReport
 from sage_nb.saes.codes import SparseSAE
 from sage_nb.saes.fidelity import check_saes
@@ -618,7 +621,7 @@ def not_json(constant): raise AssertionError(f"{constant} is not JSON")
 def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
     report = request.getfixturevalue(which)
     assert report.save(tmp_path) == tmp_path / "report.html"
-    files = ["evidence.safetensors", "report.html", "report.json", "table.csv"]
+    files = ["evidence.safetensors", "explorers.json", "report.html", "report.json", "table.csv"]
     assert sorted(p.name for p in tmp_path.iterdir()) == files
     json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=not_json)
     again = SageReport.load(tmp_path)
@@ -626,6 +629,8 @@ def test_a_saved_report_is_read_back_as_it_was(request, which, tmp_path):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(report, name), check_exact=True, check_dtype=False)
     pd.testing.assert_frame_equal(again.parts(), report.parts(), check_exact=True)
     assert again.settings == report.settings and again.notes == report.notes
+    assert {name: e.record() for name, e in again.explorers.items()} == {n: e.record() for n, e in report.explorers.items()}
+    assert str(again.discovery) == str(report.discovery)
     assert again.to_json() == report.to_json()
 
 
@@ -704,16 +709,26 @@ class Page(HTMLParser):
     def handle_data(self, data): self.text += data
 
 
+def scripts_of(html):
+    "What the page would run, and its data."
+    found = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.S)
+    return [text for about, text in found if "json" not in about], [text for about, text in found if "json" in about]
+
+
 @pytest.mark.parametrize("which", ["report", "hostile"])
-def test_the_page_needs_no_other_file_and_runs_no_script(request, which, tmp_path):
+def test_the_page_needs_no_other_file_and_runs_no_script_but_the_package_s(request, which, tmp_path):
     html = request.getfixturevalue(which).save(tmp_path).read_text(encoding="utf-8")
     page = Page(html)
-    assert {"h2", "table", "img", "style"} <= page.tags
-    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
-    outside = [v for k, v in page.attributes if k in ("src", "href", "srcset", "data") and not v.startswith("data:")]
+    assert {"h1", "h2", "table", "svg", "style"} <= page.tags
+    assert not page.tags & {"link", "iframe", "object", "embed", "base", "form"}
+    outside = [v for k, v in page.attributes if k in ("src", "href", "srcset", "data") and v[:5] != "data:" and v[0] != "#"]
     assert not outside
     assert not [k for k, _ in page.attributes if k.startswith("on")], "an event handler"
-    assert "@import" not in html and "url(" not in html
+    assert "@import" not in html and not re.search(r"url\((?!#)", html) and "default-src 'none'" in html
+    own = {path.read_text(encoding="utf-8") for path in (Path(sage_nb.__file__).parent / "views/assets").glob("*.js")}
+    run, data = scripts_of(html)
+    assert run and set(run) <= own
+    for text in data: json.loads(text)
     if which == "hostile":
         for name in ("<script>alert('task')</script>", "<img src=x onerror=alert(1)>", "<b onclick=alert(1)>IO"):
             assert name in page.text

@@ -20,7 +20,7 @@ from sage_nb.core.intervals import Estimate, means
 from sage_nb.core.models import load_model
 from sage_nb.discovery.sections import CrossSection, CrossSections
 from sage_nb.measures.named import MEASURES, measure_of
-from sage_nb.measures.score import SCORE_VERSION, compare, margin, reached, sage_score, score_parts, section_scores
+from sage_nb.measures.score import PARTS, SCORE_VERSION, compare, margin, reached, sage_score, score_parts, section_scores
 from sage_nb.measures.units import is_on
 from sage_nb.report.attacks import leaking, permuted, rescaled, with_dead_copies
 from sage_nb.report.evaluation import evaluate
@@ -214,3 +214,18 @@ def test_the_size_of_batches_and_the_order_of_sets_do_not_matter(lab, sets, part
 
 
 if __name__ == "__main__": make_golden()
+
+
+@pytest.mark.parametrize("dtype,off", [(torch.float16, 0.02), (torch.bfloat16, 0.1)], ids=str)
+def test_a_model_of_16_bits_scores_about_what_one_of_32_does(lab, parts, dtype, off):
+    "What is read of it has 32 bits, what it computes is rounded: bfloat16 has 8 bits for a logit of 20."
+    model = load_model("tiny-gpt2", dtype=dtype)
+    task = load_task("agreement", model, n=96)
+    truth = fit_dictionaries(model, task, lab.sections)
+    report = evaluate(model, task, lab.sections, truth, load_saes(TRAINED[0]), twins=False, diagnostics=False,
+                      progress=False)
+    dictionary = truth[lab.sections[0].nodes[0]]
+    assert dictionary.mean.dtype in (torch.float32, torch.float64)
+    for name, section in parts.items():
+        found = report.parts().loc[(TRAINED[0], name), list(PARTS)].tolist()
+        assert found == pytest.approx(section[TRAINED[0]].tolist(), abs=off)

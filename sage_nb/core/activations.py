@@ -212,11 +212,16 @@ def _at(x: Float[Tensor, "prompt pos ..."], index: Int[Tensor, "prompt"]) -> Flo
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
 
+def _wide(x: Tensor) -> Tensor:
+    "Numbers of 16 bits as numbers of 32: what is computed of them is not to be rounded, nor to overflow."
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _read(x: Tensor, node: Node, prompts: Prompts) -> Float[Tensor, "prompt ..."]:
-    "What a hook holds, at the node."
+    "What a hook holds, at the node; at least in 32 bits."
     if node.site in ("pattern", "scores"): x = x.transpose(1, 2)  # prompt head query key -> prompt query head key
     if node.position is not None: x = _at(x, prompts.index(node.position))
-    return x if node.head is None else x[..., node.head, :]
+    return _wide(x if node.head is None else x[..., node.head, :])
 
 
 def _at_end(model, prompts: Prompts):
@@ -230,7 +235,7 @@ def _at_end(model, prompts: Prompts):
 def _logits(model, batch: Prompts) -> Float[Tensor, "batch d_vocab"]:
     "The logits at END, of a model that `_at_end` hooks."
     device = next(model.parameters()).device
-    return model(batch.tokens.to(device))[:, 0]
+    return _wide(model(batch.tokens.to(device))[:, 0])
 
 
 # (logits at END, rows of the batch) -> one or more numbers per prompt
@@ -666,7 +671,7 @@ def prompt_losses(
 def _batch_losses(model, batch, hooks) -> Float[Tensor, "batch"]:
     "The mean next-token loss of each prompt of a batch."
     tokens = batch.tokens.to(next(model.parameters()).device)
-    with hooked(model, hooks): logits = model(tokens)[:, :-1]
+    with hooked(model, hooks): logits = _wide(model(tokens)[:, :-1])
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
     n = batch.index("END").to(loss.device)
     predicted = torch.arange(loss.shape[1], device=loss.device) < n[:, None]

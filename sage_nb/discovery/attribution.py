@@ -260,7 +260,7 @@ def _moved(
 
 def _along(slopes: Slopes, goal: Tensor, thing: Int[Tensor, "prompt pos"], steps: int):
     "The effects by slopes averaged over the path on which a thing changes, and each node's change at its end."
-    start, prompts = slopes.clean.layers[0].stream, slopes.batch.prompts
+    start, prompts = slopes.clean.layers[0].stream.to(goal), slopes.batch.prompts
     target, moved = _moved(start, goal, thing), (thing >= 0).int()
     first = torch.where(moved.any(1), moved.argmax(1), prompts.tokens.shape[1])
     tokens = None if slopes.clean.whole else tokens_from(prompts, first)

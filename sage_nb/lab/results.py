@@ -18,7 +18,8 @@ from fastcore.basics import patch
 
 # %% ../../nbs/9_lab/93_results.ipynb #82a00022
 RECORD = "command.json"  # the options of each command that wrote into a folder
-_RESULTS = ("sections.csv", "report.json", "report.html", "table.csv", "evidence.safetensors")
+_RESULTS = (
+    "sections.csv", "report.json", "report.html", "table.csv", "evidence.safetensors", "explorers.json")
 
 
 def _json_in(file: Path) -> dict:

@@ -172,7 +172,7 @@ def why(self: SageReport) -> pd.DataFrame:
     order = pd.MultiIndex.from_frame(self.values[["set", "section"]].drop_duplicates())
     return table.reindex(index=order, columns=[form for form in FORMS if form in table]).rename_axis(columns=None)
 
-# %% ../../nbs/8_report/81_report.ipynb #9d949ca8
+# %% ../../nbs/8_report/81_report.ipynb #9ed6629e
 @patch
 def verdict(self: SageReport) -> list[str]:
     "What was found, in sentences."
@@ -190,7 +190,7 @@ def explain(self: SageReport) -> pd.DataFrame:  # set, section, score, what, val
     "Why the score of each set is what it is in each section that counts, lowest first."
     return explanations(self)
 
-# %% ../../nbs/8_report/81_report.ipynb #a8993d8c
+# %% ../../nbs/8_report/81_report.ipynb #bab0209c
 MEANINGS = {
     "score": "mean over cross-sections of the geometric mean of the parts; 1 is what the ground truth reaches",
     "interval": "of 95 % over prompts: where the score of such prompts lies",
@@ -211,7 +211,7 @@ MEANINGS = {
     "necessity": "how nearly the model fails without it", "edit effect": "of edits by it, beside true counterfactuals",
     "off-target change": "largest share of prompts in which an edit changes another attribute"}
 
-# %% ../../nbs/8_report/81_report.ipynb #e7f5e295
+# %% ../../nbs/8_report/81_report.ipynb #4aaca205
 _MOST_PAIRS = 8  # comparisons that are drawn
 
 
@@ -251,7 +251,7 @@ def _scores(report: SageReport) -> Iterator[str]:
     yield paragraphs([f"{pair.verdict}: difference {pair.difference}." for pair in pairs])
     yield picture(plot_comparison(pairs), "Paired differences of scores and parts; hollow where the interval includes 0.")
 
-# %% ../../nbs/8_report/81_report.ipynb #59503a9b
+# %% ../../nbs/8_report/81_report.ipynb #719affd1
 def _causes(report: SageReport) -> Iterator[str]:
     "A paragraph or two for each set and section, worst first."
     table = report.explain()
@@ -297,7 +297,7 @@ def _truth(report: SageReport) -> Iterator[str]:
     wide = wide[[name for name in _CERTIFIED if name in wide]].rename_axis(columns=None)
     yield explained(html_table(wide, "The figures"), MEANINGS, wide)
 
-# %% ../../nbs/8_report/81_report.ipynb #64c25393
+# %% ../../nbs/8_report/81_report.ipynb #7d0ae120
 _NOT_TABLED = ["attribute", "site", "position", "lo", "hi", "held out lo", "held out hi", "reason"]  # is said elsewhere
 
 
@@ -355,7 +355,7 @@ def _diagnostics(report: SageReport) -> Iterator[str]:
     if len(report.latents): yield folded("Latents with a clear name", html_table(report.latents, "Clearest first"))
     if len(report.fit): yield folded("Fit of the SAEs", html_table(report.fit, "Figures of each SAE on held-out prompts"))
 
-# %% ../../nbs/8_report/81_report.ipynb #163e538e
+# %% ../../nbs/8_report/81_report.ipynb #fad014cc
 def _provenance(report: SageReport) -> Iterator[str]:
     "What is needed to do it again."
     yield folded("Notes", paragraphs(report.notes))
@@ -374,7 +374,7 @@ def page(self: SageReport) -> str:
              "Cross-sections": _sections(self), "The ground truth": _truth(self), "The tests": _tests(self),
              "Diagnostics": _diagnostics(self), "Provenance": _provenance(self)}
     sections = {title: list(some) for title, some in parts.items()}
-    return report_page(f"SAGE: {task} on {model}", start, sections, self.explorers.values())
+    return report_page(f"SAGE: {shortened(task)} on {shortened(model)}", start, sections, self.explorers.values())
 
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_LIKELY', 'WAYS', 'likeliest', 'Move', 'Way', 'greedy_way', 'named_way', 'edit_panel', 'edits_explorer']
 
-# %% ../../nbs/7_views/76_edits.ipynb #700789f2
+# %% ../../nbs/7_views/76_edits.ipynb #fb9625c4
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from ..truth.runs import Workbench, editable, edited_attributes, run_in_turn
 from .explorers import Explorer, quantised, table_of
 from .latents import in_turn, shown_tokens
 
-# %% ../../nbs/7_views/76_edits.ipynb #552c95dd
+# %% ../../nbs/7_views/76_edits.ipynb #fe52d306
 MOST_LIKELY = 5  # tokens
 
 
@@ -50,7 +50,7 @@ def likeliest(
     texts = [[model.tokenizer.decode([int(token)]) for token in row] for row in tokens]
     return [[list(pair) for pair in zip(*pairs)] for pairs in zip(texts, quantised(probabilities))]
 
-# %% ../../nbs/7_views/76_edits.ipynb #f0dfb25a
+# %% ../../nbs/7_views/76_edits.ipynb #94132134
 WAYS = ("by name", "greedy")
 
 
@@ -92,24 +92,24 @@ def greedy_way(
     acts = [{node: e.edit(bench.acts[node], k) for node, e in edits.items()} for k in NAMED_KS]
     return Way(acts, _greedy_moves(edits, {node: some.saes for node, some in source.items()}))
 
-# %% ../../nbs/7_views/76_edits.ipynb #19baed53
+# %% ../../nbs/7_views/76_edits.ipynb #83fef169
 def _rankings(read: NamedUnits, attribute: str) -> list[np.ndarray]:
     "For each value the units that have its name, those that are exchanged."
     names = read.names[attribute]
     return [names.ranking(value)[: NAMED_KS[-1]] for value in range(len(names.labels))]
 
 
-def _named_at(node: Node, read: NamedUnits, features: Features, bench: Workbench, rows: Sequence[int]) -> list[list[Move]]:
+def _named_at(bench: Workbench, node: Node, read: NamedUnits, rows: Sequence[int]) -> list[list[Move]]:
     "What is exchanged at one node in some held-out prompts."
     attribute, moves = bench.section.attribute, []
+    features: Features = bench.truth[node][attribute]
     rankings, on = _rankings(read, attribute), read.held_out.on.tocsr()
     old, new = (features.index(table).tolist() for table in (bench.task.attributes, edited_attributes(bench)))
     for i in rows:
         column, there = read.entries(attribute, rankings[old[i]])
         out = [(step, row) for step, row in enumerate(rankings[old[i]]) if there[step] and on[i, column[step]]]
-        found = [Move(step, False, str(node), _label(read, attribute, row)) for step, row in out]
-        found += [Move(step, True, str(node), _label(read, attribute, row)) for step, row in enumerate(rankings[new[i]])]
-        moves.append(found)
+        exchanges = [*((False, *pair) for pair in out), *((True, *pair) for pair in enumerate(rankings[new[i]]))]
+        moves.append([Move(step, adds, str(node), _label(read, attribute, row)) for adds, step, row in exchanges])
     return moves
 
 
@@ -127,19 +127,20 @@ def named_way(
 ) -> Way:
     "Exchanges that were chosen by the values' names."
     acts = [{node: x[list(rows)] for node, x in step.items()} for step in named_steps(bench, read, train)]
-    at_nodes = [_named_at(node, some, bench.truth[node][bench.section.attribute], bench, rows) for node, some in read.items()]
+    at_nodes = [_named_at(bench, node, some, rows) for node, some in read.items()]
     return Way(acts, [sorted(sum(of_prompt, [])) for of_prompt in zip(*at_nodes)])
 
-# %% ../../nbs/7_views/76_edits.ipynb #0a8af808
+# %% ../../nbs/7_views/76_edits.ipynb #da0fb47a
 def _prompts(bench: Workbench) -> list[dict]:
     "Each prompt and its counterfactual."
     task, other = bench.task, bench.counterfactual
     ends, prompts = task.prompts.index("END").tolist(), []
     for i, end in enumerate(ends):
         tokens, first = shown_tokens(task.strings[i], end)
-        roles = {str(int(index[i]) - first): role for role, index in task.prompts.positions.items() if index[i] >= first}
+        places = {role: int(index[i]) - first for role, index in task.prompts.positions.items()}
         prompts.append({
-            "tokens": tokens, "roles": roles, "old": task.attributes[bench.section.attribute][i], "new": other.values[i],
+            "tokens": tokens, "roles": {str(at): role for role, at in places.items() if at >= 0},
+            "old": task.attributes[bench.section.attribute][i], "new": other.values[i],
             "counterfactual": shown_tokens(other.strings[i], end)[0] if other.strings else []})
     return prompts
 
@@ -152,7 +153,8 @@ def _after(bench: Workbench, way: Way) -> list[list]:
 
 def _moves(way: Way, latents: dict[str, int]) -> list[list]:
     "Moves with latents by number; new ones are added."
-    return [[[m.step, int(m.adds), m.node, latents.setdefault(m.latent, len(latents))] for m in moves] for moves in way.moves]
+    def numbered(m: Move): return [m.step, int(m.adds), m.node, latents.setdefault(m.latent, len(latents))]
+    return [list(map(numbered, moves)) for moves in way.moves]
 
 
 def edit_panel(
@@ -172,13 +174,14 @@ def edit_panel(
     source = {node: some.test.at(torch.tensor(rows)) for node, some in read.items()}
     ways = named_way(bench, read, train, rows), greedy_way(few, saes, source, settings)
     there = run(model, few.counterfactual.prompts, _top, batch_size=few.batch_size)
-    edges = {"before": _said(few), "supervised": _said(few, few.supervised.acts), "true": _said(few, few.goal), "prompt": there}
+    edges = {"before": _said(few), "supervised": _said(few, few.supervised.acts), "true": _said(few, few.goal),
+             "prompt": there}
     return {"sae": saes.name, "section": bench.section.name, "attribute": bench.section.attribute,
             "ks": [0, *NAMED_KS], "prompts": _prompts(few), "edges": {k: likeliest(model, x) for k, x in edges.items()},
             "ways": {name: {"moves": _moves(way, latents), "after": _after(few, way)} for name, way in zip(WAYS, ways)},
             "latents": list(latents)}
 
-# %% ../../nbs/7_views/76_edits.ipynb #bd2a5e3b
+# %% ../../nbs/7_views/76_edits.ipynb #57098f97
 def _table(panel: dict) -> str:
     "What readers without scripts see: the likeliest token of each run."
     rows, names = [], {"before": "before", "supervised": "supervised edit", "true": "true activations put in"}

@@ -7,7 +7,7 @@ __all__ = ['LAST_TOKENS', 'LONGEST_TOKEN', 'PATTERNS', 'firing', 'Agreement', 't
            'token_activations', 'shown_tokens', 'writes_stream', 'promoted', 'neuronpedia', 'Sizes', 'latent_panel',
            'latents_explorer']
 
-# %% ../../nbs/7_views/75_latents.ipynb #d1ff0f92
+# %% ../../nbs/7_views/75_latents.ipynb #e8758b00
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from ..saes.sets import SAESet
 from ..truth.runs import Workbench, compare_edit
 from .explorers import Explorer, quantised, table_of
 
-# %% ../../nbs/7_views/75_latents.ipynb #c57acca4
+# %% ../../nbs/7_views/75_latents.ipynb #19db93fb
 def firing(
     read: Mapping[Node, NamedUnits],  # of `name_units`
 ) -> Activity:
@@ -61,7 +61,7 @@ class Agreement(NamedTuple):
         scores = f1(Hits(*map(torch.as_tensor, (both, on.astype(float), sizes.astype(float)))))
         return cls(scores.numpy(), both / np.maximum(on, 1), both / np.maximum(sizes, 1))
 
-# %% ../../nbs/7_views/75_latents.ipynb #2fe7aea3
+# %% ../../nbs/7_views/75_latents.ipynb #cd9f6ea2
 def telling(
     scores: Float[np.ndarray, "latent value"],  # F1
     most: int,  # latents
@@ -73,7 +73,7 @@ def telling(
     chosen = by_best[np.argsort(rank, kind="stable")]
     return chosen[scores[chosen].max(1) > 0][:most]
 
-# %% ../../nbs/7_views/75_latents.ipynb #392fa133
+# %% ../../nbs/7_views/75_latents.ipynb #c22592ee
 def in_turn(
     values: Sequence[str],  # of each prompt
     most: int,
@@ -82,7 +82,7 @@ def in_turn(
     rank = pd.Series(list(values)).groupby(list(values)).cumcount()
     return sorted(rank.sort_values(kind="stable").index[:most].tolist())
 
-# %% ../../nbs/7_views/75_latents.ipynb #04974904
+# %% ../../nbs/7_views/75_latents.ipynb #e92f7963
 def _adds(read: NamedUnits, prompts: Int[Tensor, "pair"], place: Node, latents: Int[Tensor, "pair"]):
     "What one latent of an SAE adds to a node in each prompt; 0 where it says nothing."
     test = read.test
@@ -98,14 +98,17 @@ class _Pairs(NamedTuple):
 
     @classmethod
     def of(cls, active: Activity, latents: Sequence[int], pool: Sequence[int]) -> "_Pairs":
-        row, column = active.on[list(pool)][:, list(latents)].nonzero()
-        return cls(torch.tensor(pool)[torch.from_numpy(row).long()], torch.tensor(latents)[torch.from_numpy(column).long()])
+        row, column = (torch.from_numpy(x).long() for x in active.on[list(pool)][:, list(latents)].nonzero())
+        return cls(torch.tensor(pool)[row], torch.tensor(latents)[column])
+
+
+_PAIRS_AT_ONCE = 256
 
 
 def _products(bench: Workbench, read, active: Activity, pairs: _Pairs) -> Float[Tensor, "pair"]:
     "What taking out each pair's latent does there, times what the target does."
     products = [torch.zeros(0, dtype=torch.double)]
-    for prompts, columns in zip(*(x.split(bench.batch_size) for x in pairs)):
+    for prompts, columns in zip(*(x.split(_PAIRS_AT_ONCE) for x in pairs)):
         latents, numbers = torch.from_numpy(active.index)[columns], torch.from_numpy(active.place)[columns]
         edits = {node: bench.acts[node][prompts] for node in read}
         for number in numbers.unique().tolist():
@@ -126,7 +129,7 @@ def removal_effects(
     pool: Sequence[int],  # prompts that are run
     names: Sequence[str],  # values of the section's attribute
 ) -> Float[Tensor, "latent value"]:
-    "What taking out each latent does in prompts with each value; nan where the pool has none, or no target does anything."
+    "What taking out each latent does in prompts with each value; nan where the pool has none, or no target acts."
     pairs, target = _Pairs.of(active, latents, pool), compare_edit(bench.target, bench.untouched, bench.target).product
     values = bench.task.attributes[bench.section.attribute].to_numpy()
     holds = torch.from_numpy(values[:, None] == np.array(names)).double()
@@ -137,7 +140,7 @@ def removal_effects(
     sizes, whole = holds[list(pool)].sum(0), target.cpu()[list(pool)].mean()
     return torch.where((sizes > 0) & (whole > 0), sums / sizes.clamp(min=1) / whole, torch.nan)
 
-# %% ../../nbs/7_views/75_latents.ipynb #2034823a
+# %% ../../nbs/7_views/75_latents.ipynb #39de4ba3
 def token_activations(
     model,
     prompts: Prompts,
@@ -156,7 +159,7 @@ def token_activations(
     whole[torch.arange(len(prompts)), prompts.index(reads.position)] = each
     return whole
 
-# %% ../../nbs/7_views/75_latents.ipynb #2083574a
+# %% ../../nbs/7_views/75_latents.ipynb #6b5300ef
 LAST_TOKENS, LONGEST_TOKEN = 200, 200  # tokens of a prompt that are shown, up to END; characters of a token
 
 
@@ -169,7 +172,7 @@ def shown_tokens(
     few = strings[first : end + 1]
     return [token if len(token) <= LONGEST_TOKEN else f"{token[:LONGEST_TOKEN]}…" for token in few], first
 
-# %% ../../nbs/7_views/75_latents.ipynb #cafcd2ac
+# %% ../../nbs/7_views/75_latents.ipynb #07dc0faa
 def writes_stream(sae: SparseSAE) -> bool:
     "Whether an SAE's directions are directions of the residual stream."
     return sae.node.site not in HEAD_SITES
@@ -190,7 +193,7 @@ def promoted(
     raised = logits(directions) - logits(torch.zeros_like(directions[:1]))
     return [[model.tokenizer.decode([token]) for token in row] for row in raised.topk(k).indices.tolist()]
 
-# %% ../../nbs/7_views/75_latents.ipynb #f2c8b711
+# %% ../../nbs/7_views/75_latents.ipynb #7ca7dfef
 def neuronpedia(
     sae: SparseSAE,
     latent: int,
@@ -200,13 +203,13 @@ def neuronpedia(
     if not isinstance(place, str) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", place): return None
     return f"https://www.neuronpedia.org/{place}/{latent}"
 
-# %% ../../nbs/7_views/75_latents.ipynb #4e8e7602
+# %% ../../nbs/7_views/75_latents.ipynb #669f307a
 PATTERNS = {
     "own latent": "one dark cell in the column: a latent that is on when the value holds and hardly else.",
-    "fires, carries little": "one dark cell: the latent is on at the right time, but holds less than half of the value's vector.",
+    "fires, carries little": "one dark cell: the latent is on at the right time, but holds less than half of it.",
     "split": "several cells in the column, pale each, dark together: several latents share the value's prompts.",
     "merged": "one row with several cells: the latent is on for this value and for another.",
-    "absorbed": "a pale cell of high precision and low recall: where the latent is missing, a more special one is on instead.",
+    "absorbed": "a pale cell of high precision and low recall: where it is missing, a more special one is on.",
     "weak": "pale cells only: latents that have a little to do with the value.",
     "no latent": "an empty column, which is called occlusion: larger features stand in front of this one.",
 }
@@ -224,14 +227,14 @@ def _by_value(scores: Float[np.ndarray, "latent value"]) -> Int[np.ndarray, "lat
     "The order in which rows follow the columns: by the value that each answers to best, clearest first."
     return np.lexsort((-scores.max(1), scores.argmax(1)))
 
-# %% ../../nbs/7_views/75_latents.ipynb #b56fcb63
+# %% ../../nbs/7_views/75_latents.ipynb #c85ef653
 class Sizes(NamedTuple):
     "How much is shown."
     latents: int = 48
     values: int = 40  # the commonest
     prompts: int = 32  # that are run and shown, some of each value
 
-
+# %% ../../nbs/7_views/75_latents.ipynb #96a98909
 def _named(bench: Workbench, read: Mapping[Node, NamedUnits]) -> dict[str, str]:
     "For each value the latent that has its name, as the activity calls it."
     attribute, found = bench.section.attribute, {}
@@ -270,12 +273,14 @@ def _commonest(values: pd.Series, most: int) -> list[str]:
     "The commonest values, in alphabetical order."
     return sorted(values.value_counts(sort=True).index[:most])
 
-# %% ../../nbs/7_views/75_latents.ipynb #87fa000a
+# %% ../../nbs/7_views/75_latents.ipynb #9fdbd869
 def _values(frame: _Frame, why: Mapping[str, Mapping]) -> list[dict]:
     "What is known of each value."
     sizes = frame.bench.task.attributes[frame.bench.section.attribute].value_counts()
-    return [{"name": name, "prompts": int(sizes[name]), "latent": frame.named.get(name), "form": why.get(name, {}).get("form"),
-             "reason": why.get(name, {}).get("reason")} for name in frame.names]
+    unknown, rows = {"form": None, "reason": None}, []
+    for name in frame.names:
+        rows.append({"name": name, "prompts": int(sizes[name]), "latent": frame.named.get(name), **why.get(name, unknown)})
+    return rows
 
 
 def _others(frame: _Frame, most: int) -> list[dict]:
@@ -328,7 +333,7 @@ def _words(frame: _Frame) -> dict[int, dict]:
         for i, tokens in zip(mine, promoted(frame.bench.model, directions)): found[i]["promotes"] = tokens
     return found
 
-# %% ../../nbs/7_views/75_latents.ipynb #0a878255
+# %% ../../nbs/7_views/75_latents.ipynb #3392e6ab
 def _latents(frame: _Frame) -> list[dict]:
     "What is known of each latent."
     effects = removal_effects(frame.bench, frame.read, frame.active, frame.latents, frame.pool, frame.names)
@@ -365,15 +370,16 @@ def latent_panel(
             "prompts": _prompts(frame), "left_out": {"values": n_values - len(frame.names),
                                                      "latents": len(frame.active) - len(frame.latents)}}
 
-# %% ../../nbs/7_views/75_latents.ipynb #e500add2
+# %% ../../nbs/7_views/75_latents.ipynb #cee8e950
 def _table(panel: dict) -> str:
     "What readers without scripts see: of each value its best latent."
     rows = []
     for column, value in enumerate(panel["values"]):
         best = max(panel["latents"], key=lambda latent: latent["f1"][column], default=None)
         effect = None if best is None else best["effect"][column]
+        score = None if best is None else float(best["f1"][column])
         rows.append({"value": value["name"], "prompts": value["prompts"], "best latent": best and best["name"],
-                     "F1": best and float(best["f1"][column]), "effect without it": effect, "in words": value["reason"]})
+                     "F1": score, "effect without it": effect, "in words": value["reason"]})
     return table_of(pd.DataFrame(rows), f"{panel['sae']} in {panel['section']}: values and their best latents")
 
 

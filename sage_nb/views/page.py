@@ -6,7 +6,7 @@
 __all__ = ['paragraphs', 'beware', 'places', 'swatch', 'named_table', 'explained', 'picture', 'section', 'anchor', 'folded',
            'report_page']
 
-# %% ../../nbs/7_views/78_page.ipynb #62dd7447
+# %% ../../nbs/7_views/78_page.ipynb #894203e9
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from ..core.tables import Html, html_table, shortened
 from .explorers import Explorer, document
-from .style import INK, Look, to_html
+from .style import Look, painted, to_html
 
-# %% ../../nbs/7_views/78_page.ipynb #9f82f9cb
+# %% ../../nbs/7_views/78_page.ipynb #0091ae62
 def paragraphs(
     lines: Iterable[str],
     kind: str = "",  # a class of the stylesheet, such as verdict
@@ -45,7 +45,7 @@ def places(
               for name, why in left_out.items()]
     return f"<ul class='places'>{''.join(items)}</ul>"
 
-# %% ../../nbs/7_views/78_page.ipynb #3ce94f0c
+# %% ../../nbs/7_views/78_page.ipynb #65e3c41d
 _SHAPES = {
     "o": "<circle cx='13' cy='7' r='4' {}/>", "s": "<rect x='9' y='3' width='8' height='8' {}/>",
     "D": "<path d='M13 2 L18 7 L13 12 L8 7 z' {}/>", "^": "<path d='M13 2 L18 11 L8 11 z' {}/>",
@@ -57,11 +57,11 @@ _STROKES = {"-": "", "--": "stroke-dasharray='5 2'", ":": "stroke-dasharray='2 2
 
 def swatch(look: Look) -> str:
     "A line with a mark, as the legend of a picture has it."
-    colour = "currentColor" if look.colour == INK else look.colour
+    colour = painted(look.colour)
     line = _STROKES.get(look.line, "stroke-dasharray='1 3'")
-    paint = f"fill='{'none' if look.hollow else colour}' stroke='{colour}'"
+    paint = f"style='fill:{'none' if look.hollow else colour};stroke:{colour}'"
     return (f"<svg class='swatch' width='26' height='14' viewBox='0 0 26 14' aria-hidden='true'><path d='M0 7 H26' "
-            f"stroke='{colour}' stroke-width='1.6' {line}/>{_SHAPES[look.mark].format(paint)}</svg>")
+            f"style='stroke:{colour}' stroke-width='1.6' {line}/>{_SHAPES[look.mark].format(paint)}</svg>")
 
 
 def named_table(
@@ -96,7 +96,7 @@ def picture(
     return (f"<figure><div class='drawing' role='region' tabindex='0' aria-label='{escape(caption)}'>"
             f"{to_html(figure, alt)}</div><figcaption>{escape(caption)}</figcaption></figure>")
 
-# %% ../../nbs/7_views/78_page.ipynb #a561977e
+# %% ../../nbs/7_views/78_page.ipynb #5ce8a51d
 def section(
     title: str,
     *parts: str,  # HTML; empty ones are left out

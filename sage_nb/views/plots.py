@@ -56,8 +56,8 @@ def _searched(sections: CrossSections, attribute: str | None, columns: int) -> t
         return list(dict.fromkeys((s.attribute, s.site, s.position) for s in sections)), columns
     if attribute not in sections.scores:
         raise ValueError(f"attribute {attribute!r} was not searched (has {', '.join(sections.scores)})")
-    panels = list(dict.fromkeys((attribute, n.site, n.position) for n in sections.scores[attribute].nodes))
-    return panels, len({position for _, _, position in panels})
+    places = list(dict.fromkeys((attribute, n.site, n.position) for n in sections.scores[attribute].nodes))
+    return places, len({position for _, _, position in places})
 
 
 @styled
@@ -67,18 +67,18 @@ def plot_discovery(
     columns: int = 4,  # panels in a row, where no attribute is given
 ) -> Figure:
     "Layer × head heatmaps of attribution scores, the nodes of cross-sections outlined."
-    panels, columns = _searched(sections, attribute, columns)
+    places, columns = _searched(sections, attribute, columns)
     chosen = {(s.attribute, s.site, s.position): s.nodes for s in sections}
-    limit = max(sections.scores[a].share.abs().max().item() for a, _, _ in panels)
-    fig, axes = panels(len(panels), columns, (2.3, 2.3))
-    for ax, panel in zip(axes.flat, panels):
-        searched, site, position = panel
+    limit = max(sections.scores[a].share.abs().max().item() for a, _, _ in places)
+    fig, axes = panels(len(places), columns, (2.3, 2.3))
+    for ax, place in zip(axes.flat, places):
+        searched, site, position = place
         image = heatmap(ax, _grid(sections.scores[searched], site, position), limit)
-        for node in chosen.get(panel, ()): _outline(ax, node)
+        for node in chosen.get(place, ()): _outline(ax, node)
         ax.set(xlabel="head", ylabel="layer", title=plain(f"{searched}: {site}@{position}"))
         for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True)
     colour_bar(fig, fig.colorbar(image, ax=axes, shrink=0.8), "attribution / clean metric")
-    found = "; ".join(f"{s.name} at {s.heads}" for s in sections if (s.attribute, s.site, s.position) in panels)
+    found = "; ".join(f"{s.name} at {s.heads}" for s in sections if (s.attribute, s.site, s.position) in places)
     return described(fig, f"heatmaps of attribution scores by layer and head; outlined: {found or 'nothing'}")
 
 # %% ../../nbs/7_views/71_plots.ipynb #df38c559
@@ -101,7 +101,7 @@ def plot_curves(
     kept = "; ".join(f"{s.name}: {len(s.nodes)} of {max(s.curve)} nodes, effect {s.effect}" for s in sections)
     return described(fig, f"joint effect against number of nodes patched, per cross-section. Kept: {kept}")
 
-# %% ../../nbs/7_views/71_plots.ipynb #e27e1232
+# %% ../../nbs/7_views/71_plots.ipynb #0a2e0696
 def cosines(dictionary: Dictionary, attributes: Sequence[str] | None = None) -> tuple[np.ndarray, list[tuple[str, str]]]:
     "Cosines between the centred vectors of all values, and the attribute and value of each."
     chosen = [f for f in dictionary.features if attributes is None and not f.is_product or f.name in (attributes or ())]
@@ -136,7 +136,7 @@ def plot_dictionary(
     sizes = ", ".join(f"{name} ({count} values)" for name, count in zip(names, counts))
     return described(fig, f"heatmap of cosines between the vectors of the values of {sizes}")
 
-# %% ../../nbs/7_views/71_plots.ipynb #d614e6b0
+# %% ../../nbs/7_views/71_plots.ipynb #6b65cd10
 def _bands(criteria: Criteria) -> dict[str, tuple[float, float]]:
     "Where each measure should lie."
     near = 1 - criteria.tolerance, 1 + criteria.tolerance
@@ -199,7 +199,7 @@ def plot_scores(
     colour_bar(fig, fig.colorbar(image, ax=ax), label)
     return described(fig, f"heatmap of {label}, {len(table)} rows by {table.shape[1]} columns")
 
-# %% ../../nbs/7_views/71_plots.ipynb #08f31fe4
+# %% ../../nbs/7_views/71_plots.ipynb #6c04da17
 @styled
 def plot_score(
     scores: pd.DataFrame,  # `SageReport.scores`: sae, score, lo, hi and the parts
@@ -243,7 +243,7 @@ def plot_l0(
     told = "; ".join(f"{name}: L0 {x:.1f}" for name, x in l0.items())
     return described(fig, f"score against number of active latents. {told}")
 
-# %% ../../nbs/7_views/71_plots.ipynb #1d54622b
+# %% ../../nbs/7_views/71_plots.ipynb #87762e50
 @styled
 def plot_comparison(
     comparisons: Comparison | Sequence[Comparison],
@@ -253,7 +253,7 @@ def plot_comparison(
     pairs = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     if not pairs: raise ValueError("there is nothing to draw: no comparison was given")
     shown = [name for name in columns if name in pairs[0].table.index]
-    fig, axes = panels(len(shown), len(shown), (1.9, 0.9 + 0.32 * len(pairs)), sharey=True, sharex=True)
+    fig, axes = panels(len(shown), len(shown), (1.9, 0.9 + 0.4 * len(pairs)), sharey=True, sharex=True)
     for ax, column in zip(axes.flat, shown):
         ax.axvline(0, color=GREY, lw=0.8)
         for y, pair in enumerate(pairs):
@@ -263,7 +263,7 @@ def plot_comparison(
             ax.plot(e.value, y, "o", color=INK, mfc=INK if told_apart else "none")
         ax.set_title(column)
         ax.margins(0.08)
-    axes[0, 0].set_yticks(range(len(pairs)), [f"{plain(p.a)} − {plain(p.b)}" for p in pairs])
+    axes[0, 0].set_yticks(range(len(pairs)), [f"{plain(p.a)}\n− {plain(p.b)}" for p in pairs])
     axes[0, 0].set_ylim(len(pairs) - 0.5, -0.5)
     return described(fig, "differences with intervals: " + "; ".join(f"{p.verdict}, {p.difference}" for p in pairs))
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ALL_SECTIONS', 'SCORE', 'MOST_PAIRS', 'Spread', 'difference', 'in_words', 'pairs_of', 'Cast', 'scorecard_explorer']
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #555477a2
+# %% ../../nbs/7_views/77_scorecard.ipynb #4692e0dd
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, cycle
 
 import pandas as pd
 import torch
@@ -19,8 +19,9 @@ from ..core.intervals import Estimate, estimates, means, n_prompts, resampled_me
 from ..measures.score import (
     PARTS, Comparison, Evidence, check_evidence, over_sections, score_parts, section_scores)
 from .explorers import Explorer, quantised, table_of
+from .style import SET_COLOURS
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #d7954d6a
+# %% ../../nbs/7_views/77_scorecard.ipynb #3dae1aee
 ALL_SECTIONS = "all sections"
 SCORE = "score"
 
@@ -61,7 +62,7 @@ class Spread:
         found = iter(estimates(self.value, self.resampled, self.n, within=(0, 1)))
         return {section: {part: next(found) for part in self.parts} for section in self.sections}
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #d1a28135
+# %% ../../nbs/7_views/77_scorecard.ipynb #b6e80682
 def difference(
     a: Spread,
     b: Spread,  # in the same sections, on the same prompts
@@ -74,7 +75,7 @@ def difference(
     found = estimates(a.value[0] - b.value[0], a.resampled[:, 0] - b.resampled[:, 0], a.n, within=(-1, 1))
     return Comparison(*names, found[0], dict(zip(a.parts[1:], found[1:])))
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #9b832e73
+# %% ../../nbs/7_views/77_scorecard.ipynb #62f7bd58
 def _by(e: Estimate) -> str:
     "How much, whichever way round."
     lo, hi = sorted((abs(e.lo), abs(e.hi)))
@@ -103,7 +104,7 @@ def in_words(
     if same: text += f" In {_listed(same)} they cannot be told apart."
     return text
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #c6ec2d41
+# %% ../../nbs/7_views/77_scorecard.ipynb #7f9ce856
 MOST_PAIRS = 66  # all those of twelve methods
 
 
@@ -117,7 +118,7 @@ def pairs_of(
     pairs = [(b, a) if b in mine and a not in mine else (a, b) for a, b in combinations(names, 2)]
     return sorted(pairs, key=lambda pair: -len(mine.intersection(pair)))[:most]
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #2ed7cc70
+# %% ../../nbs/7_views/77_scorecard.ipynb #42f0943e
 @dataclass(frozen=True)
 class Cast:
     "What the methods of a scorecard are to each other."
@@ -132,13 +133,13 @@ class Cast:
         if name in self.twins.values(): return "twin"
         return {self.floor: "floor", self.skyline: "skyline"}.get(name, "baseline")
 
-
+# %% ../../nbs/7_views/77_scorecard.ipynb #a6dfb52b
 def _numbers(e: Estimate) -> list: return quantised([e.value, e.lo, e.hi])
 
 
 def _methods(spreads: Mapping[str, Spread], cast: Cast, fit: Mapping[str, str]) -> list[dict]:
     "What the script knows of each method."
-    methods, colours = [], {name: i for i, name in enumerate(cast.saes)}
+    methods, colours = [], dict(zip(cast.saes, cycle(SET_COLOURS)))
     for name, spread in spreads.items():
         numbers = {section: {part: _numbers(e) for part, e in parts.items()}
                    for section, parts in spread.estimates.items()}
@@ -157,7 +158,7 @@ def _pairs(spreads: Mapping[str, Spread], saes: Iterable[str], most: int) -> lis
         pairs.append({"a": a, "b": b, "words": in_words(found), "parts": {p: _numbers(e) for p, e in parts.items()}})
     return pairs
 
-# %% ../../nbs/7_views/77_scorecard.ipynb #1ada9ae6
+# %% ../../nbs/7_views/77_scorecard.ipynb #4010d3d4
 def _tables(spreads: Mapping[str, Spread], pairs: list[dict]) -> str:
     "What readers without scripts see."
     whole = {name: spread.estimates[ALL_SECTIONS] for name, spread in spreads.items()}
@@ -165,7 +166,7 @@ def _tables(spreads: Mapping[str, Spread], pairs: list[dict]) -> str:
     card = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").reset_index()
     html = table_of(card, "Score and parts over all sections, with 95 % intervals")
     if not pairs: return html
-    words = pd.DataFrame({"pair": [f"{p['a']} – {p['b']}" for p in pairs], "paired difference": [p["words"] for p in pairs]})
+    words = pd.DataFrame([{"pair": f"{p['a']} – {p['b']}", "paired difference": p["words"]} for p in pairs])
     return html + table_of(words, "Any two compared")
 
 

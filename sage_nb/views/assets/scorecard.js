@@ -1,7 +1,7 @@
 // SAEs × parts with intervals; any two compared in words; score against L0.
 "use strict";
 sage.register("scorecard", (root, data, tools) => {
-  const {el, svg, empty, word, number, select, choices, search, sortable, tip, line} = tools;
+  const {el, svg, empty, word, number, select, choices, search, sortable, tip} = tools;
   const GREY = "var(--soft)";
   const ROLES = {
     sae: "SAE", twin: "random twin", baseline: "baseline without features", floor: "floor: mean ablation",
@@ -10,7 +10,7 @@ sage.register("scorecard", (root, data, tools) => {
   const byName = new Map(data.methods.map((method) => [method.name, method]));
   const saes = data.methods.filter((method) => method.role === "sae");
   const of = (role) => data.methods.find((method) => method.role === role);
-  const colour = (method) => (method.colour === null ? GREY : line(method.colour));
+  const colour = ({colour: own}) => (own === null ? GREY : `light-dark(${own},color-mix(in srgb,${own},white 45%))`);
   const fixed = (x) => (x === null || x === undefined ? "–" : x.toFixed(2).replace("-", "−"));
   const said = (e) => (e ? `${fixed(e[0])} [${fixed(e[1])}, ${fixed(e[2])}]` : "–");
   const room = () => Math.min(520, Math.max(290, document.documentElement.clientWidth - 40));
