@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from browser import PHONE, audit, browse, chromium, overflow  # noqa: F401  fixtures
+from browser import PHONE, overflow
 
 from sage_nb.measures.faithfulness import SparseRuns
 from sage_nb.measures.score import Answers, Evidence
@@ -153,7 +153,7 @@ def test_latents_show_what_is_chosen(browse, explorers):
     page = browse(explorers["latents"].page())
     assert page.locator(".form").all_inner_texts() == ["own latent", "merged", "no latent"]
     page.get_by_role("button", name="L1.resid_pre #2, John: F1 0.40").click()
-    assert page.locator(".panel h3").inner_text() == "L1.resid_pre #2"
+    assert page.locator(".panel h2").inner_text() == "L1.resid_pre #2"
     assert "IO = John" in view(page).inner_text() and PATTERNS["merged"] in view(page).inner_text()
     assert "Answers best to John: F1 0.40" in said_aloud(page)
     assert page.locator(".panel .token.marked").count() == 2
@@ -224,7 +224,7 @@ def test_the_matrix_by_keyboard_alone(browse, explorers):
     page = browse(explorers["latents"].page())
     tab_to(page, "table.matrix button")
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Enter"): page.keyboard.press(key)
-    assert page.locator(".panel h3").inner_text() == "L1.resid_pre #1" and "IO = John" in view(page).inner_text()
+    assert page.locator(".panel h2").inner_text() == "L1.resid_pre #1" and "IO = John" in view(page).inner_text()
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
     page.keyboard.press("Tab")
     assert not page.evaluate("document.activeElement.matches('table.matrix button')"), "one stop for the whole matrix"

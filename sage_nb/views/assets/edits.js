@@ -29,8 +29,8 @@ sage.register("edits", (root, data, tools) => {
     });
     return [
       el("p", {}, el("b", {}, panel.attribute), ": ", word(prompt.old), " → ", word(prompt.new), `, at ${panel.section}`),
-      el("h3", {}, "The prompt"), tools.tokens(prompt.tokens, roles),
-      prompt.counterfactual.length > 0 && [el("h3", {}, `Its counterfactual: another ${panel.attribute}`),
+      tools.heading("The prompt"), tools.tokens(prompt.tokens, roles),
+      prompt.counterfactual.length > 0 && [tools.heading(`Its counterfactual: another ${panel.attribute}`),
         tools.tokens(prompt.counterfactual, differing)],
     ];
   }
@@ -58,7 +58,7 @@ sage.register("edits", (root, data, tools) => {
   function bars(title, said, {edges, i}, note, strong = false) {
     const [was, target] = [edges.before[i][0][0], edges.true[i][0][0]];
     return el("div", {class: strong ? "said strong" : "said", role: "group", "aria-label": title},
-      el("h4", {}, title), note && el("p", {class: "soft"}, note),
+      tools.subheading(title), note && el("p", {class: "soft"}, note),
       el("ol", {}, said.map(([token, p]) => {
         const mark = token === was ? "old" : token === target ? "new" : null;
         const says = {new: "said with the true activations", old: "said before"}[mark];
@@ -106,7 +106,7 @@ sage.register("edits", (root, data, tools) => {
     empty(sentence, words(at));
     empty(result, views(at), el("p", {class: "soft"}, el("span", {class: "chip old"}, "said before"), " ",
       el("span", {class: "chip new"}, "said with the true activations: what an edit shall reach")));
-    empty(list, el("h3", {}, "Latents out and in"), moves(at));
+    empty(list, tools.heading("Latents out and in"), moves(at));
   }
   function draw() {
     const at = now();

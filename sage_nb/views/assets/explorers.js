@@ -577,6 +577,7 @@
       svg,
       empty,
       heading: (...children) => el(`h${level}`, {}, children),
+      subheading: (...children) => el(`h${level + 1}`, {}, children),
       cut,
       word,
       number,

@@ -118,7 +118,7 @@ sage.register("latents", (root, data, tools) => {
     const value = panel.values[best];
     const strongest = Math.max(0, ...latent.acts.map(([, , a]) => Math.abs(a)));
     return [
-      el("h3", {}, word(latent.name)),
+      tools.heading(word(latent.name)),
       el("p", {}, `On in ${percent(latent.on)} of the held-out prompts. Answers best to `, word(value.name),
         `: F1 ${fixed(latent.f1[best])}, precision ${fixed(latent.precision[best])}, recall ${fixed(latent.recall[best])}. ` +
         (latent.effect[best] === null ? "" : `Taken out there, it does ${fixed(latent.effect[best])} of what the true counterfactual does.`)),

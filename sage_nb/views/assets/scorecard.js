@@ -197,12 +197,12 @@ sage.register("scorecard", (root, data, tools) => {
         tools.say(tools.plural(shownMethods().length, "method"));
       })),
     card, legend,
-    el("h3", {}, "Two compared"),
+    tools.heading("Two compared"),
     el("div", {class: "controls"},
       select("First", options, state.among("a", names), (a) => { state.set({a}); sayWords(); }),
       select("Second", options, state.among("b", names), (b) => { state.set({b}); sayWords(); })),
     two,
-    el("h3", {}, "Against the number of active latents"),
+    tools.heading("Against the number of active latents"),
     el("div", {class: "controls"}, select("Part", data.parts, state.among("part", data.parts), (part) => {
       state.set({part});
       tools.say(`${part} against L0`);
