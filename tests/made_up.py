@@ -27,14 +27,16 @@ def cross_sections(names=("IO:z@END", "IO:v@IO", "S:v@S2"), layers=3, heads=4):
         site, _, position = place.partition("@")
         nodes = [Node(site, layer, head, position) for layer in range(layers) for head in range(heads)]
         curve = {1: near(-0.5), 2: near(-0.8), len(nodes): near(-0.9)}
-        found.append(CrossSection(attribute, site, position, tuple(nodes[:2]), (-0.5, -0.3), curve, near(0.0), near(-0.7)))
+        found.append(CrossSection(attribute, site, position, tuple(nodes[:2]), (-0.5, -0.3), curve, near(0.0),
+            near(-0.7)))
         effects = torch.linspace(-1, 0.2, len(nodes)).expand(3, -1) * torch.ones(3, 1)
         known = scores.get(attribute)
         if known is None: scores[attribute] = NodeScores(attribute, "made up", nodes, effects, torch.ones(3))
         else:
             both = torch.cat([known.effects, effects], 1)
             scores[attribute] = NodeScores(attribute, "made up", [*known.nodes, *nodes], both, torch.ones(3))
-    dropped = pd.DataFrame([dict(attribute="Pos", site="q", position="END", effect=0.02, lo=0.0, hi=0.04, reason="small")])
+    dropped = pd.DataFrame([dict(attribute="Pos", site="q", position="END", effect=0.02, lo=0.0, hi=0.04,
+        reason="small")])
     scores["Pos"] = NodeScores("Pos", "made up", [], torch.zeros(3, 0), torch.ones(3))
     return CrossSections(tuple(found), dropped, scores, {"coverage": 0.9})
 
@@ -52,7 +54,8 @@ def evidence(name, share, n=40):
 
 def _rows(sae, section, test, metric, values):
     place = dict(zip(("attribute", "site", "position"), ("IO", "z", "END")))
-    return [{"sae": sae, **place, "section": section, "test": test, "metric": metric, "k": k, "value": x, "lo": x - 0.05,
+    return [{"sae": sae, **place, "section": section, "test": test, "metric": metric, "k": k, "value": x,
+        "lo": x - 0.05,
              "hi": x + 0.05, "n": 64} for k, x in values]
 
 
@@ -73,7 +76,8 @@ def report(sets=("an SAE",), sections=("IO:z@END", "IO:v@IO", "S:v@S2"), task="i
     "A report of these sets, whose last section does not count."
     counted = list(sections[:-1])
     plain = [FLOOR, *map(twin_name, sets), IDENTITY]
-    shares = {**dict.fromkeys(plain, 0.1), **{name: 0.7 - 0.1 * i for i, name in enumerate(sets)}, SKYLINE: 1.0, FLOOR: 0.0}
+    shares = {**dict.fromkeys(plain, 0.1), **{name: 0.7 - 0.1 * i for i, name in enumerate(sets)}, SKYLINE: 1.0,
+        FLOOR: 0.0}
     scores = pd.DataFrame({"sae": list(shares), "score": list(shares.values())})
     scores = scores.assign(lo=scores.score - 0.02, hi=scores.score + 0.02, faithfulness=scores.score)
     found = cross_sections(sections)
@@ -81,7 +85,8 @@ def report(sets=("an SAE",), sections=("IO:z@END", "IO:v@IO", "S:v@S2"), task="i
         section=list(sections), counts=[name in counted for name in sections], weight=0.8, lexical=False,
         reason=["" if name in counted else "R² 0.10 [0.00, 0.20] is not above 0" for name in sections])
     about["best baseline"], about["baseline score"], about["same path as"] = IDENTITY, 0.1, ""
-    values = [{"set": name, "section": section, "value": value, "reason": reason} for name in sets for section in counted
+    values = [{"set": name, "section": section, "value": value, "reason": reason}
+              for name in sets for section in counted
               for value, reason in (("Anna", "own latent"), ("Tom", "split into 2"), ("Jane", "merged with Anna"))]
     settings = {
         "task": {"name": task, "hash": "x", "held out": 64}, "model": {"name": "tiny", "hash": "m", "dtype": "float32"},
@@ -92,7 +97,8 @@ def report(sets=("an SAE",), sections=("IO:z@END", "IO:v@IO", "S:v@S2"), task="i
                          "cause": ""} for name in sets])
     seen = {"effects": an_explorer(sections)} if explorers else {}
     return SageReport(
-        table(sets, sections), scores, about, pd.DataFrame(columns=["set", "section", "latent", "predicate", "f1"]), settings,
+        table(sets, sections), scores, about, pd.DataFrame(columns=["set", "section", "latent", "predicate", "f1"]),
+            settings,
         ["a note"], {name: [evidence(section, shares[name]) for section in counted] for name in shares},
         fit, pd.DataFrame(values), found, seen)
 

@@ -1,4 +1,4 @@
-"""The playground in JupyterLab with a live kernel: it appears, its controls answer to the keyboard, and nothing is lost."""
+"""The playground in JupyterLab with a live kernel: it appears, answers to the keyboard, and nothing is lost."""
 import re
 
 SET_UP = """

@@ -128,7 +128,8 @@ BAD = [
     ("Mary and Tom", "has 3 tokens, and those of task"), ("", "there is no prompt"), ("   ", "there is no prompt"),
     (TYPED.replace("Tom gave", "Anna gave"), "the word at token 4 again"),
     (TYPED.replace("and", "near"), "where this has &#x27;near&#x27;"),
-    ("<script>alert(1)</script>", "&lt;script&gt;"), ("<bos> " + TYPED, "special token"), ("x" * 10_000, "does not know"),
+    ("<script>alert(1)</script>", "&lt;script&gt;"), ("<bos> " + TYPED, "special token"),
+    ("x" * 10_000, "does not know"),
     ("\u202e😀 " + TYPED, "does not know"), ("When " * 300, "tokens, and those of task"),
 ]
 

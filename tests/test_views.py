@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sage_nb.core.activations import Node
-from sage_nb.core.tables import LINES
+from sage_nb.discovery.tables import LINES
 from sage_nb.discovery.attribution import NodeScores
 from sage_nb.measures.certificate import Certificate, Criteria
 from sage_nb.measures.score import Comparison
@@ -81,7 +81,8 @@ THINGS = {
     "CrossSection": lambda plain: made_up.cross_sections(sections_of(plain)[:1], 40, 40)[0],
     "NodeScores": node_scores, "Dictionaries": dictionaries, "Dictionary": a_dictionary, "Certificate": a_certificate,
     "Features": lambda plain: a_dictionary(plain).features[0], "SAESet": a_set,
-    "SparseSAE": lambda plain: an_sae("an SAE" if plain else HOSTILE), "Comparison": comparison, "Validation": a_validation,
+    "SparseSAE": lambda plain: an_sae("an SAE" if plain else HOSTILE), "Comparison": comparison,
+        "Validation": a_validation,
     "SageReport": lambda plain: made_up.report(names(40, plain), sections_of(plain)[:40], explorers=False)}
 
 
@@ -112,7 +113,8 @@ TABLE = {"div", "table", "caption", "thead", "tbody", "tr", "th", "td", "p", "bd
 def test_a_notebook_shows_a_table_and_nothing_else(name, plain):
     html = THINGS[name](plain)._repr_html_()
     tags = Tags(html)
-    assert tags.seen <= TABLE and tags.attributes <= {"class", "role", "tabindex", "aria-label", "style", "scope", "title"}
+    assert tags.seen <= TABLE and tags.attributes <= {"class", "role", "tabindex", "aria-label", "style", "scope",
+        "title"}
     assert len(html) < 400_000
     assert html.count("<tr>") <= 2 * 41
 

@@ -30,7 +30,7 @@ from ..core.cone import LogitDifference, gather_tokens, recording, scatter_token
 from ..core.attention import Attention, UnknownAttention, require_mixture, slopes_at_pattern
 from ..core.intervals import Estimate, intervals
 from ..core.models import require_model
-from ..core.tables import few_lines, html_lines, html_table, text_table
+from .tables import few_lines, html_lines, html_table, text_table
 from ..tasks.items import chosen_names, whole_number
 from ..tasks.task import Task, require_task
 

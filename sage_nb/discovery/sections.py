@@ -24,7 +24,7 @@ from ..core.activations import (
 from ..core.cone import CleanRun
 from ..core.doctor import examined
 from ..core.intervals import Estimate, interval
-from ..core.tables import few, few_lines, html_lines, html_table
+from .tables import few, few_lines, html_lines, html_table
 from .attribution import Contrast, Effects, NodeScores, all_nodes, attribution_patching, chosen_sites
 from ..tasks.items import chosen_names, proportion, whole_number
 from ..tasks.task import Task, require_task, row_numbers

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.activations import capture
 from ..core.intervals import Estimate, interval, intervals
-from ..core.tables import few_lines, html_table
+from ..discovery.tables import few_lines, html_table
 from ..discovery.sections import CrossSection
 from .faithfulness import Runs, faithfulness, summarise
 from ..tasks.task import Task

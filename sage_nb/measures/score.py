@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.intervals import Estimate, each, interval, intervals, means, n_prompts
-from ..core.tables import html_table
+from ..discovery.tables import html_table
 from .control import area
 from .faithfulness import SPARSE_KS, SparseRuns, sparse_faithfulness
 from .named import MEASURES, NAMED_KS, NamedEdits, named_control
@@ -165,14 +166,6 @@ class Comparison:
 
     __repr__ = __str__
 
-    @property
-    def table(self) -> pd.DataFrame:
-        "The difference of the scores, and of each part, with its interval."
-        found = {"score": self.difference, **self.parts}
-        return pd.DataFrame({name: e._asdict() for name, e in found.items()}).T.drop(columns="n").rename_axis("of")
-
-    def _repr_html_(self) -> str: return html_table(self.table, f"{self.verdict}: {self.a} minus {self.b}")
-
 
 def check_comparable(
     a: Sequence[Evidence],
@@ -211,6 +204,17 @@ def compare(
     both = [[e.numbers for e in evidence] for evidence in (a, b)]
     found = intervals(both, {"": lambda m: numbers(a, m[0]) - numbers(b, m[1])}, within=(-1, 1))[""]
     return Comparison(*names, found[0], dict(zip(asked, found[1:])))
+
+# %% ../../nbs/6_measures/69_score.ipynb #44645036
+@patch(as_prop=True)
+def table(self: Comparison) -> pd.DataFrame:
+    "The difference of the scores, and of each part, with its interval."
+    found = {"score": self.difference, **self.parts}
+    return pd.DataFrame({name: e._asdict() for name, e in found.items()}).T.drop(columns="n").rename_axis("of")
+
+
+@patch
+def _repr_html_(self: Comparison) -> str: return html_table(self.table, f"{self.verdict}: {self.a} minus {self.b}")
 
 # %% ../../nbs/6_measures/69_score.ipynb #4413848e
 HALF = 0.5  # of the planted dictionary; a baseline that reaches it makes a section undiscriminating

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLEAR', 'HALF_SEEN', 'FORMS', 'WEAK_TRUTH', 'ABOVE', 'LITTLE', 'FEW_PROMPTS', 'WIDE', 'WARNINGS', 'value_reason',
-           'form_of', 'section_reasons', 'dense_reason', 'parts_in_words', 'values_in_words', 'evaluated', 'verdict',
+           'form_of', 'section_reasons', 'dense_reason', 'parts_in_words', 'values_in_words', 'evaluated', 'verdict_of',
            'explanations', 'above_skyline', 'warnings_of']
 
 # %% ../../nbs/8_report/80_reasons.ipynb #922239cb
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pandas as pd
 
 from ..core.intervals import means
-from ..core.tables import few, shortened
+from ..discovery.tables import few, shortened
 from ..measures.control import SKYLINE, effect_agreement
 from ..measures.faithfulness import SPARSE_KS, Runs, fraction_recovered, sparse_faithfulness
 from ..measures.named import NAMED_KS
@@ -167,7 +167,7 @@ def _weakest_line(report, name: str) -> str:
     at = f"weakest at {section} ({parts['score'].min():.2f})" if len(parts) > 1 else f"judged at {section} alone"
     return f"{name} is {at}: {found}"
 
-
+# %% ../../nbs/8_report/80_reasons.ipynb #38d37dde
 def _values_of(report, name: str, section: str) -> pd.DataFrame:
     if report.values.empty: return report.values
     return report.values[(report.values["set"] == name) & (report.values["section"] == section)]
@@ -182,7 +182,7 @@ def _ranked(report, names: Sequence[str]) -> Iterator[str]:
         yield f"{found.verdict} (difference {found.difference})"
 
 
-def verdict(
+def verdict_of(
     report,  # a `SageReport`
 ) -> list[str]:
     "What was found, in sentences; the best set first."
@@ -273,8 +273,9 @@ def _weak_truth(report) -> Iterator[str]:
     for section, own in rows[rows["metric"].isin(["R²", "fraction recovered"])].groupby("section", sort=False):
         low = {row["metric"]: row["value"] for row in own.to_dict("records") if row["value"] < WEAK_TRUTH}
         if not low: continue
-        yield (f"The ground truth is weak at {section} ({', '.join(f'{name} {x:.2f}' for name, x in low.items())}), and "
-               f"scores are shares of what it reaches: {remedy}.")
+        figures = ", ".join(f"{name} {x:.2f}" for name, x in low.items())
+        yield (f"The ground truth is weak at {section} ({figures}), and scores are shares of what it reaches: "
+               f"{remedy}.")
 
 
 def above_skyline(evidence: Evidence) -> dict[str, float]:

@@ -30,21 +30,21 @@ from torch import Tensor
 
 from ..core.doctor import Diagnosis
 from ..core.models import model_hash
-from ..core.tables import few_lines, html_table, shortened, text_table
+from ..discovery.tables import few_lines, html_table, shortened, text_table
 from ..discovery.sections import CrossSections
 from ..measures.certificate import Criteria
 from ..measures.control import SKYLINE
 from ..measures.score import (
     KINDS, PARTS, Answers, Comparison, Evidence, compare, margin, score_parts, section_scores)
 from ..saes.fidelity import VERDICTS
-from .reasons import FORMS, evaluated, explanations, form_of, verdict, warnings_of
+from .reasons import FORMS, evaluated, explanations, form_of, verdict_of, warnings_of
 from ..views.explorers import Explorer, framed
 from ..views.playground import Playground, playground
 from ..views.page import (
     beware, explained, folded, named_table, paragraphs, picture, places, report_page)
 from ..views.plots import (
     plot_certificate, plot_comparison, plot_curves, plot_discovery, plot_edits, plot_faithfulness, plot_l0, plot_score)
-from ..views.style import Look, looks
+from ..views.style import Style, looks
 
 # %% ../../nbs/8_report/81_report.ipynb #e871f022
 COLUMNS = ["sae", "attribute", "section", "site", "position", "test", "metric", "k", "value", "lo", "hi", "n"]
@@ -176,7 +176,7 @@ def why(self: SageReport) -> pd.DataFrame:
 @patch
 def verdict(self: SageReport) -> list[str]:
     "What was found, in sentences."
-    return verdict(self)
+    return verdict_of(self)
 
 
 @patch
@@ -202,12 +202,14 @@ MEANINGS = {
     "effect": "of patching the nodes from the counterfactual, as a share of the clean metric; −1 destroys it",
     "held out": "the same on prompts that had no part in the search", "group": "of all nodes of the site there",
     "noise": "of the same nodes patched from a prompt that differs in nothing that matters",
-    "weight": "of the section in the score: the held-out effect, at most 1", "counts": "whether it is part of the score",
+    "weight": "of the section in the score: the held-out effect, at most 1",
+    "counts": "whether it is part of the score",
     "best baseline": "what does best there without knowing a feature",
     "baseline score": "what that scores", "lexical": "whether the token at the position says the value",
     "same path as": "sections that are other stages of one path",
     "R²": "share of the variance of held-out activations that the ground truth explains",
-    "ablation cost": "what mean ablation costs, in nats", "fraction recovered": "of that cost, with the ground truth put in",
+    "ablation cost": "what mean ablation costs, in nats",
+    "fraction recovered": "of that cost, with the ground truth put in",
     "necessity": "how nearly the model fails without it", "edit effect": "of edits by it, beside true counterfactuals",
     "off-target change": "largest share of prompts in which an edit changes another attribute"}
 
@@ -216,7 +218,7 @@ _MOST_PAIRS = 8  # comparisons that are drawn
 
 
 @patch
-def looks(self: SageReport) -> dict[str, Look]:
+def looks(self: SageReport) -> dict[str, Style]:
     "What each method looks like in every picture."
     rest = [name for name in self.table["sae"].unique() if name not in set(self.scores["sae"])]
     return looks([*self.scores["sae"], *rest])
@@ -245,11 +247,11 @@ def _scores(report: SageReport) -> Iterator[str]:
     yield explained(named_table(card, look, about), MEANINGS, card)
     yield picture(plot_score(report.scores, look), "Score with its interval, and the parts that it is made of.")
     l0 = {name: about["l0"] for name, about in report.settings["saes"].items() if name in set(report.scores["sae"])}
-    if len(l0) > 1: yield picture(plot_l0(report.scores, l0, look), "Score against the number of latents that are active.")
+    if len(l0) > 1: yield picture(plot_l0(report.scores, l0, look), "Score against the number of active latents.")
     if not (pairs := report.comparisons()): return
     yield "<h3>Can they be told apart?</h3>"
     yield paragraphs([f"{pair.verdict}: difference {pair.difference}." for pair in pairs])
-    yield picture(plot_comparison(pairs), "Paired differences of scores and parts; hollow where the interval includes 0.")
+    yield picture(plot_comparison(pairs), "Paired differences; hollow where the interval includes 0.")
 
 # %% ../../nbs/8_report/81_report.ipynb #719affd1
 def _causes(report: SageReport) -> Iterator[str]:
@@ -312,8 +314,8 @@ def _sections(report: SageReport) -> Iterator[str]:
     table = report.sections.drop(columns=_NOT_TABLED, errors="ignore").set_index("section")
     yield explained(html_table(table, "The cross-sections"), MEANINGS, table)
     if report.discovery is None or not len(report.discovery): return
-    yield picture(plot_discovery(report.discovery), "Attribution by layer and head; red: the patch hurts; outlined: chosen.")
-    yield picture(plot_curves(report.discovery), "Effect of patching the first nodes of each ranking; the ring is what was kept.")
+    yield picture(plot_discovery(report.discovery), "Attribution by layer and head; red hurts; outlined: chosen.")
+    yield picture(plot_curves(report.discovery), "Effect of patching the first nodes of each ranking; ring: kept.")
 
 
 _CURVES = {
@@ -353,7 +355,7 @@ def _diagnostics(report: SageReport) -> Iterator[str]:
         yield picture(plot_edits(_drawn(report), "edit success", report.looks(), columns=3),
                       "Greedy edits; dotted: no edit, dashed: the supervised edit.")
     if len(report.latents): yield folded("Latents with a clear name", html_table(report.latents, "Clearest first"))
-    if len(report.fit): yield folded("Fit of the SAEs", html_table(report.fit, "Figures of each SAE on held-out prompts"))
+    if len(report.fit): yield folded("Fit of the SAEs", html_table(report.fit, "Each SAE on held-out prompts"))
 
 # %% ../../nbs/8_report/81_report.ipynb #fad014cc
 def _provenance(report: SageReport) -> Iterator[str]:
@@ -512,7 +514,7 @@ def _read_evidence(data: dict, tensors: dict[str, Tensor]) -> dict[str, list[Evi
             evidence[name].append(evidence_of_tensors(mine, e["section"], e["weight"], e["measure"]))
     return evidence
 
-
+# %% ../../nbs/8_report/81_report.ipynb #38785348
 def _load(folder: str | Path) -> SageReport:
     path = Path(folder).expanduser()
     path = path if path.name == "report.json" else path / "report.json"
@@ -522,8 +524,9 @@ def _load(folder: str | Path) -> SageReport:
     discovery = data.get("discovery") and CrossSections.of_record(data["discovery"])
     frames = {name: pd.DataFrame(data[name]) for name in _FRAMES}
     frames["table"] = frames["table"].astype({"k": "Int64"})
-    return SageReport(**frames, settings=data["settings"], notes=data["notes"], evidence=_read_evidence(data, of_bytes(numbers)),
-                      discovery=discovery, explorers=explorers)
+    evidence = _read_evidence(data, of_bytes(numbers))
+    return SageReport(**frames, settings=data["settings"], notes=data["notes"], evidence=evidence, discovery=discovery,
+                      explorers=explorers)
 
 
 @patch(cls_method=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.activations import Node
 from ..core.intervals import Estimate, intervals, n_prompts
-from ..core.tables import html_table, text_table
+from ..discovery.tables import html_table, text_table
 from ..discovery.sections import CrossSections
 from ..measures.score import PARTS, Evidence, check_evidence, over_sections, score_parts, section_scores
 from .evaluation import evaluate

@@ -24,7 +24,7 @@ from torch.nn.functional import embedding_bag, pad
 from ..core.activations import HEAD_SITES, SITES, Node
 from ..core.cone import holding
 from ..core.digest import depends_on, digest_of
-from ..core.tables import html_lines
+from ..discovery.tables import html_lines
 
 # %% ../../nbs/5_saes/51_codes.ipynb #cdc88123
 class Codes(NamedTuple):
@@ -331,14 +331,14 @@ class SparseSAE:
             raise TypeError(f"the encoder of SAE {self.name!r} is {type(self.encoder).__name__}: "
                             "give a function from activations to the activations of all latents")
         if self.normalise not in NORMALISATIONS:
-            raise ValueError(f"normalisation {self.normalise!r} of SAE {self.name!r} is not one of "
-                             f"{', '.join(NORMALISATIONS)}")
+            known = ", ".join(NORMALISATIONS)
+            raise ValueError(f"normalisation {self.normalise!r} of SAE {self.name!r} is not one of {known}")
         _check_skip(self.name, self.d_in, self.reading)
 
     def __repr__(self):
         reads = "" if self.reading is None else f", read from {self.reading.node}"
-        kind = f"{self.architecture}, {self.d_sae} latents of width {self.d_in}"
-        return f"SparseSAE {self.name!r} at {self.node}: {kind}{reads}"
+        about = f"{self.architecture}, {self.d_sae} latents of width {self.d_in}{reads}"
+        return f"SparseSAE {self.name!r} at {self.node}: {about}"
 
     def _repr_html_(self) -> str: return html_lines([repr(self)])
 
@@ -367,7 +367,7 @@ class SparseSAE:
         read = [] if self.reading is None else [str(self.reading.node), self.reading.width, self.reading.W_skip]
         return digest_of(str(self.node), self.W_dec, self.b_dec, self.normalise, self.encoder, *read)
 
-
+# %% ../../nbs/5_saes/51_codes.ipynb #71109759
 @depends_on.register
 def _(sae: SparseSAE): return sae.digest,
 

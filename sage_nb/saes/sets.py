@@ -27,7 +27,7 @@ from ..core.activations import HEAD_SITES, Node, n_heads
 from ..core.digest import digest_of
 from ..core.hub import not_a_file, parsed, tensor_shapes, why
 from ..core.models import EMBEDDED, ModelSettings
-from ..core.tables import html_table
+from ..discovery.tables import html_table
 from .adapters import (
     ARCHITECTURES, EMBEDDING, TRANSCODERS, Placement, Said, as_dtype, from_object, from_sae_lens,
     is_of_sae_lens, node_of_hook, placement)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.activations import Node, capture
 from ..core.intervals import Estimate, interval
 from ..core.models import model_hash
-from ..core.tables import few_lines, html_table, shortened, text_table
+from ..discovery.tables import few_lines, html_table, shortened, text_table
 from ..tasks.task import Task
 from .features import Dictionary, Features, Term, terms_of
 

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.tables import few, few_lines, html_table, text_table
+from ..discovery.tables import few, few_lines, html_table, text_table
 
 # %% ../../nbs/4_truth/41_features.ipynb #d5c9263f
 def _rows(attributes: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -279,7 +279,8 @@ def _values(frame: _Frame, why: Mapping[str, Mapping]) -> list[dict]:
     sizes = frame.bench.task.attributes[frame.bench.section.attribute].value_counts()
     unknown, rows = {"form": None, "reason": None}, []
     for name in frame.names:
-        rows.append({"name": name, "prompts": int(sizes[name]), "latent": frame.named.get(name), **why.get(name, unknown)})
+        said = why.get(name, unknown)
+        rows.append({"name": name, "prompts": int(sizes[name]), "latent": frame.named.get(name), **said})
     return rows
 
 

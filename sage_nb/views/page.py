@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.tables import Html, html_table, shortened
+from ..discovery.tables import Html, html_table, shortened
 from .explorers import Explorer, document
-from .style import Look, painted, to_html
+from .style import Style, painted, to_html
 
 # %% ../../nbs/7_views/78_page.ipynb #0091ae62
 def paragraphs(
@@ -55,7 +55,7 @@ _SHAPES = {
 _STROKES = {"-": "", "--": "stroke-dasharray='5 2'", ":": "stroke-dasharray='2 2'", "-.": "stroke-dasharray='5 2 1 2'"}
 
 
-def swatch(look: Look) -> str:
+def swatch(look: Style) -> str:
     "A line with a mark, as the legend of a picture has it."
     colour = painted(look.colour)
     line = _STROKES.get(look.line, "stroke-dasharray='1 3'")
@@ -66,7 +66,7 @@ def swatch(look: Look) -> str:
 
 def named_table(
     frame: pd.DataFrame,  # its index names methods
-    look: Mapping[str, Look],
+    look: Mapping[str, Style],
     caption: str = "",
     digits: int = 2,
 ) -> str:

@@ -26,7 +26,7 @@ from ..measures.score import PARTS, Comparison
 from ..saes.baselines import FLOOR, IDENTITY
 from ..truth.features import Dictionary
 from sage_nb.views.style import (
-    GREY, INK, SET_COLOURS, Look, bars, colour_bar, curve, described, doubling, errors, heatmap, legend, looks, panels,
+    GREY, INK, SET_COLOURS, Style, bars, colour_bar, curve, described, doubling, errors, heatmap, legend, looks, panels,
     plain, styled)
 
 # %% ../../nbs/7_views/71_plots.ipynb #07ba6e07
@@ -92,7 +92,7 @@ def plot_curves(
     fig, axes = panels(len(sections), columns, (2.3, 2), sharey=True)
     for ax, s in zip(axes.flat, sections):
         k = list(s.curve)
-        curve(ax, k, pd.DataFrame(s.curve.values()), Look(SET_COLOURS[0], "."))
+        curve(ax, k, pd.DataFrame(s.curve.values()), Style(SET_COLOURS[0], "."))
         ax.plot(len(s.nodes), s.effect.value, "o", color=INK, ms=7, mfc="none")
         ax.axhline(0, color=GREY, lw=0.6)
         ax.set_title(plain(s.name))
@@ -102,7 +102,10 @@ def plot_curves(
     return described(fig, f"joint effect against number of nodes patched, per cross-section. Kept: {kept}")
 
 # %% ../../nbs/7_views/71_plots.ipynb #0a2e0696
-def cosines(dictionary: Dictionary, attributes: Sequence[str] | None = None) -> tuple[np.ndarray, list[tuple[str, str]]]:
+def cosines(
+    dictionary: Dictionary,
+    attributes: Sequence[str] | None = None,
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
     "Cosines between the centred vectors of all values, and the attribute and value of each."
     chosen = [f for f in dictionary.features if attributes is None and not f.is_product or f.name in (attributes or ())]
     if not chosen: raise ValueError(f"none of {attributes} is in the dictionary (has "
@@ -177,8 +180,9 @@ def plot_certificate(
         ax.margins(0.08)
     axes[0, 0].set_yticks(range(len(sections)), [f"{plain(s)}{' (left out)' if s in failed else ''}" for s in sections])
     axes[0, 0].invert_yaxis()
-    return described(fig, f"{', '.join(shown)} of the ground truth per cross-section, with the range that is asked for; "
-                           f"left out: {', '.join(s for s in sections if s in failed) or 'none'}")
+    out = ", ".join(s for s in sections if s in failed) or "none"
+    return described(fig, f"{', '.join(shown)} of the ground truth per cross-section, with the range that is asked "
+                          f"for; left out: {out}")
 
 # %% ../../nbs/7_views/71_plots.ipynb #230864f6
 @styled
@@ -203,7 +207,7 @@ def plot_scores(
 @styled
 def plot_score(
     scores: pd.DataFrame,  # `SageReport.scores`: sae, score, lo, hi and the parts
-    look: Mapping[str, Look] | None = None,  # by default `looks` of the methods
+    look: Mapping[str, Style] | None = None,  # by default `looks` of the methods
 ) -> Figure:
     "Scores with intervals and the parts, one row per method."
     look, parts = look or looks(scores.sae), [part for part in PARTS if part in scores]
@@ -225,7 +229,7 @@ def plot_score(
 def plot_l0(
     scores: pd.DataFrame,  # `SageReport.scores`
     l0: Mapping[str, float],  # name of a set -> latents that are active on average
-    look: Mapping[str, Look] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Figure:
     "Score against L0 with intervals; what has no L0 is a line."
     look = look or looks(scores.sae)
@@ -279,7 +283,7 @@ def _table(results) -> pd.DataFrame:
 def plot_faithfulness(
     table: pd.DataFrame,  # `SageReport.table`: columns sae, section, metric, value, lo, hi; or the report
     metrics: tuple[str, ...] = ("fraction recovered", "necessity"),
-    look: Mapping[str, Look] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Figure:
     "Bars of test 1 with intervals, per cross-section and method."
     table = _table(table)
@@ -312,7 +316,7 @@ def _edges(by_k: Axes, by_weight: Axes, edges: pd.DataFrame, weights: pd.DataFra
 def plot_control(
     table: pd.DataFrame,  # of `summarise_control`, for one cross-section
     metric: str = "edit success",
-    look: Mapping[str, Look] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Figure:
     "A metric against k and against the weight removed, with intervals."
     table = _table(table)
@@ -338,7 +342,7 @@ def plot_control(
 def plot_edits(
     table: pd.DataFrame,  # `SageReport.table`, or the report
     metric: str = "edit success",
-    look: Mapping[str, Look] | None = None,
+    look: Mapping[str, Style] | None = None,
     columns: int = 4,  # panels in a row
 ) -> Figure:
     "A metric against the number of latents per node, one panel per cross-section."
@@ -364,7 +368,7 @@ def plot_edits(
 @styled
 def plot_occlusion(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `occlusion`
-    look: Mapping[str, Look] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Figure:
     "Coverage against the norm of the supervised vectors."
     fig, axes = panels(1, 1, (4.6, 3))
@@ -383,7 +387,7 @@ def plot_occlusion(
 @styled
 def plot_oversplitting(
     tables: Mapping[str, pd.DataFrame],  # by name of the SAE, from `oversplitting`
-    look: Mapping[str, Look] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> Figure:
     "Latents specific to each value, as bars with intervals."
     columns = {"latents": "value", "latents lo": "lo", "latents hi": "hi"}

@@ -1,7 +1,7 @@
 // One prompt, k latents out and in: what the model says before, after, and after the edits that know the truth.
 "use strict";
 sage.register("edits", (root, data, tools) => {
-  const {el, empty, word, cut, select, choices, slider, tint} = tools;
+  const {el, empty, word, cut, select, choices, slider, tint, heading} = tools;
   const unique = (list) => [...new Set(list)];
   const sets = unique(data.panels.map((panel) => panel.sae));
   const sections = unique(data.panels.map((panel) => panel.section));
@@ -29,8 +29,8 @@ sage.register("edits", (root, data, tools) => {
     });
     return [
       el("p", {}, el("b", {}, panel.attribute), ": ", word(prompt.old), " → ", word(prompt.new), `, at ${panel.section}`),
-      tools.heading("The prompt"), tools.tokens(prompt.tokens, roles),
-      prompt.counterfactual.length > 0 && [tools.heading(`Its counterfactual: another ${panel.attribute}`),
+      heading("The prompt"), tools.tokens(prompt.tokens, roles),
+      prompt.counterfactual.length > 0 && [heading(`Its counterfactual: another ${panel.attribute}`),
         tools.tokens(prompt.counterfactual, differing)],
     ];
   }
@@ -41,6 +41,10 @@ sage.register("edits", (root, data, tools) => {
     const made = panel.ways[way].moves[i].filter(([at]) => at < panel.ks[step]);
     if (!panel.ks[step]) return el("p", {class: "soft"}, "Nothing is exchanged.");
     const nodes = unique(panel.ways[way].moves[i].map(([, , node]) => node));
+    if (!nodes.length) {
+      return el("p", {class: "soft"}, way === "greedy" ? "No latent, taken out or put in, brings the activations nearer."
+        : "No latent here has the name of the old value or of the new one: nothing is exchanged.");
+    }
     const names = (node, adds) => {
       const here = made.filter(([, a, n]) => n === node && a === adds).map(([, , , latent]) => panel.latents[latent]);
       return here.length ? here.map((name) => el("code", {class: adds ? "move in" : "move out"}, cut(name, 40))) : el("span", {class: "soft"}, "none");
@@ -58,7 +62,7 @@ sage.register("edits", (root, data, tools) => {
   function bars(title, said, {edges, i}, note, strong = false) {
     const [was, target] = [edges.before[i][0][0], edges.true[i][0][0]];
     return el("div", {class: strong ? "said strong" : "said", role: "group", "aria-label": title},
-      tools.subheading(title), note && el("p", {class: "soft"}, note),
+      el("strong", {class: "title"}, title), note && el("p", {class: "soft"}, note),
       el("ol", {}, said.map(([token, p]) => {
         const mark = token === was ? "old" : token === target ? "new" : null;
         const says = {new: "said with the true activations", old: "said before"}[mark];
@@ -106,7 +110,7 @@ sage.register("edits", (root, data, tools) => {
     empty(sentence, words(at));
     empty(result, views(at), el("p", {class: "soft"}, el("span", {class: "chip old"}, "said before"), " ",
       el("span", {class: "chip new"}, "said with the true activations: what an edit shall reach")));
-    empty(list, tools.heading("Latents out and in"), moves(at));
+    empty(list, heading("Latents out and in"), moves(at));
   }
   function draw() {
     const at = now();

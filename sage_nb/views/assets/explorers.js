@@ -577,7 +577,6 @@
       svg,
       empty,
       heading: (...children) => el(`h${level}`, {}, children),
-      subheading: (...children) => el(`h${level + 1}`, {}, children),
       cut,
       word,
       number,

@@ -1,7 +1,7 @@
 // Latents × values of one cross-section; the chosen latent's prompts, tokens and effect.
 "use strict";
 sage.register("latents", (root, data, tools) => {
-  const {el, empty, word, cut, percent, plural, diverging, sequential, select, choices, roving, scroll, tip} = tools;
+  const {el, empty, word, cut, percent, plural, diverging, sequential, select, choices, roving, scroll, tip, heading} = tools;
   const fixed = (x) => (x === null || x === undefined ? "–" : x.toFixed(2).replace("-", "−"));
   const unique = (list) => [...new Set(list)];
   const sets = unique(data.panels.map((panel) => panel.sae));
@@ -118,7 +118,7 @@ sage.register("latents", (root, data, tools) => {
     const value = panel.values[best];
     const strongest = Math.max(0, ...latent.acts.map(([, , a]) => Math.abs(a)));
     return [
-      tools.heading(word(latent.name)),
+      heading(word(latent.name)),
       el("p", {}, `On in ${percent(latent.on)} of the held-out prompts. Answers best to `, word(value.name),
         `: F1 ${fixed(latent.f1[best])}, precision ${fixed(latent.precision[best])}, recall ${fixed(latent.recall[best])}. ` +
         (latent.effect[best] === null ? "" : `Taken out there, it does ${fixed(latent.effect[best])} of what the true counterfactual does.`)),

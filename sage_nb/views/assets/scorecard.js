@@ -1,7 +1,7 @@
 // SAEs × parts with intervals; any two compared in words; score against L0.
 "use strict";
 sage.register("scorecard", (root, data, tools) => {
-  const {el, svg, empty, word, number, select, choices, search, sortable, tip} = tools;
+  const {el, svg, empty, word, number, select, choices, search, sortable, tip, heading} = tools;
   const GREY = "var(--soft)";
   const ROLES = {
     sae: "SAE", twin: "random twin", baseline: "baseline without features", floor: "floor: mean ablation",
@@ -197,12 +197,12 @@ sage.register("scorecard", (root, data, tools) => {
         tools.say(tools.plural(shownMethods().length, "method"));
       })),
     card, legend,
-    tools.heading("Two compared"),
+    heading("Two compared"),
     el("div", {class: "controls"},
       select("First", options, state.among("a", names), (a) => { state.set({a}); sayWords(); }),
       select("Second", options, state.among("b", names), (b) => { state.set({b}); sayWords(); })),
     two,
-    tools.heading("Against the number of active latents"),
+    heading("Against the number of active latents"),
     el("div", {class: "controls"}, select("Part", data.parts, state.among("part", data.parts), (part) => {
       state.set({part});
       tools.say(`${part} against L0`);
