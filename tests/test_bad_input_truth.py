@@ -151,7 +151,7 @@ TRUTH = [
      ValueError, "unseen='guess'"),
     ("a head too many to fit", lambda f: fit_dictionaries(f.model, f.task, ["L3H9.z@END"]), ValueError, "heads 0 to 3"),
     ("a batch of none to fit", lambda f: fit_dictionaries(f.model, f.task, [Z], batch_size=0),
-     ValueError, "batch_size 0"),
+     ValueError, "batch_size=0 is not"),
     ("activations that overflow", lambda f: fit_dictionaries(f.broken, f.task, ["L1H0.v@END"]), ValueError,
      "activations at L1H0.v@END hold nan or inf"),
     ("one fold", lambda f: suggest_products(f.model, f.task, [Z], folds=1),

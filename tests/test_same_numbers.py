@@ -20,7 +20,8 @@ from sage_nb.core.intervals import Estimate, means
 from sage_nb.core.models import load_model
 from sage_nb.discovery.sections import CrossSection, CrossSections
 from sage_nb.measures.named import MEASURES, measure_of
-from sage_nb.measures.score import PARTS, SCORE_VERSION, compare, margin, reached, sage_score, score_parts, section_scores
+from sage_nb.measures.score import (
+    PARTS, SCORE_VERSION, compare, margin, reached, sage_score, score_parts, section_scores)
 from sage_nb.measures.units import is_on
 from sage_nb.report.attacks import leaking, permuted, rescaled, with_dead_copies
 from sage_nb.report.evaluation import evaluate

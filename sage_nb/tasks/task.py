@@ -319,7 +319,7 @@ def _to_counterfactual(model, edits: Sequence[_Edit]) -> Counterfactual:
     values, strings = [edit.value for edit in edits], _strings(model, [edit.prompt for edit in edits])
     return Counterfactual(prompts, values, torch.tensor(distractors), torch.tensor(answers), strings)
 
-
+# %% ../../nbs/2_tasks/24_task.ipynb #27b29b67
 def _refuse_same_tokens(items, rows):
     "An error if two texts are the same tokens, as they are where a tokenizer ignores case or spaces."
     first = {}  # tokens -> the row that has them
