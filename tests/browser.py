@@ -1,6 +1,7 @@
 """A real browser for tests: pages of explorers, alone or in a frame, and a JupyterLab with a live kernel.
 
-Import the fixtures that a file of tests needs (`from browser import audit, browse, chromium, lab, notebook`).
+The fixtures `audit`, `browse`, `chromium`, `lab` and `notebook` are shared through conftest.py: a file that imported
+them would start a browser of its own, and two in one process refuse to run.
 Every page is watched: a console error, a warning, a script that fails or a request to anywhere fails the test.
 """
 import json

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import audit, browse, chromium, lab, notebook  # noqa: F401  one browser and one Lab for all tests
 from fake_hub import FakeHub, connect, disconnect
 from families import hooked_transformer
 from huggingface_hub import constants

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from browser import DESKTOP, PHONE, audit, browse, chromium, in_page, lab, notebook, overflow  # noqa: F401  fixtures
+from browser import DESKTOP, PHONE, in_page, overflow
 
 from sage_nb.core.activations import Node
 from sage_nb.core.intervals import Estimate

@@ -1,8 +1,6 @@
 """The playground in JupyterLab with a live kernel: it appears, answers to the keyboard, and nothing is lost."""
 import re
 
-from browser import chromium, lab, notebook  # noqa: F401  fixtures
-
 SET_UP = """
 import torch
 from sage_nb.core.models import load_model

@@ -1,7 +1,7 @@
 """A report's page in a real browser: on a desk and on a phone, dark, printed, without scripts, with hostile names."""
 import made_up
 import pytest
-from browser import PHONE, audit, browse, chromium, overflow  # noqa: F401  fixtures
+from browser import PHONE, overflow
 
 from sage_nb.report.report import SageReport
 

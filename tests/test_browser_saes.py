@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from browser import PHONE, audit, browse, chromium, overflow  # noqa: F401  fixtures
+from browser import PHONE, overflow
 
 from sage_nb.measures.faithfulness import SparseRuns
 from sage_nb.measures.score import Answers, Evidence

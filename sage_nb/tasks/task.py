@@ -329,7 +329,7 @@ def _refuse_same_tokens(items, rows):
         raise ValueError(f"rows [{j}, {i}]: prompts {items[j].example.text!r} and {items[i].example.text!r} are "
                          "the same tokens for this tokenizer; drop one")
 
-
+# %% ../../nbs/2_tasks/24_task.ipynb #da87771b
 def _warn_of_glued(name, items):
     "A warning if an answer continues the last word of its prompt."
     for i, item in enumerate(items):

@@ -131,7 +131,7 @@ def document(
             f'<meta http-equiv="Content-Security-Policy" content="{_policy(kinds)}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{_escaped(title)}</title>{head(*kinds)}{more}</head>"
-            f'<body class="sage-page"><main>{body}</main></body></html>')
+            f'<body class="sage-page">{body}</body></html>')
 
 
 def framed(
@@ -220,7 +220,8 @@ class Explorer:
 
     def page(self) -> str:
         "A whole page, which needs no other file."
-        return document(self.title, self._under(f"<h1>{_shown(self.title)}</h1>"), self.kind)
+        main = self._under(f"<h1>{_shown(self.title)}</h1>")
+        return document(self.title, f"<main>{main}</main>", self.kind)
 
     def _repr_html_(self) -> str: return framed(self.page(), self.title, self.height)
 

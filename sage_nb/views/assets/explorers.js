@@ -386,6 +386,7 @@
           draw();
         }
       }).observe(holder);
+      draw(); // at once, so that nothing is missing before the page is laid out
       return holder;
     };
   }
