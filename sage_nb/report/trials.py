@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GREEDY_KS', 'Settings', 'baselines', 'Trial', 'answers_of', 'activity_of', 'names_of', 'try_saes', 'SectionTrial',
-           'section_weight', 'planted', 'coordinates', 'try_section']
+           'section_weight', 'planted', 'coordinates', 'try_section', 'report_table']
 
 # %% ../../nbs/8_report/82_trials.ipynb #feaee9f5
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -17,17 +18,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.activations import Node
-from ..core.intervals import Estimate
+from ..core.intervals import Estimate, intervals
 from ..discovery.sections import CrossSection
 from ..measures.activity import Activity, ActivityBuilder
 from ..measures.certificate import Criteria, certify, fitted
-from ..measures.control import SKYLINE, Control, EditOutcomes, check_ks, gather_control, run_edits
+from ..measures.control import (
+    SKYLINE, Control, EditOutcomes, check_ks, gather_control, run_edits, summarise_control)
 from ..measures.edits import find_edits, read_latents
-from ..measures.faithfulness import SPARSE_KS, Runs, SparseRuns, faithfulness, run_sparse
+from ..measures.faithfulness import (
+    SPARSE_KS, TEST_1, Runs, SparseRuns, faithfulness, run_sparse, sparse_faithfulness, summarise)
 from ..measures.interpretability import Interpretations, interpret
-from ..measures.named import NAMED_KS, measure_of, run_named
+from ..measures.named import NAMED_KS, measure_of, named_control, run_named
 from ..measures.score import Answers, Evidence
-from ..measures.units import NamedUnits, name_units, value_hits, value_table
+from ..measures.units import NamedUnits, name_units, value_coverage, value_hits, value_table
+from .report import COLUMNS
 from ..saes.baselines import (
     FLOOR, IDENTITY, pca_sae, random_decoder, signs_apart, supervised_as_sae, twin_name)
 from ..saes.codes import SparseSAE
@@ -261,3 +265,54 @@ def try_section(
     if can_edit and measure is None: reasons.append("edits by name cannot be seen, not even those by the ground truth")
     return SectionTrial(
         bench.section, "; ".join(reasons), certificate, runs, trials, control, section_weight(bench), measure)
+
+# %% ../../nbs/8_report/82_trials.ipynb #a9db1943
+def _rows(section: CrossSection, sae: str, test: int, numbers: dict[str, Estimate], k: int | None = None) -> list[dict]:
+    "One row per estimate."
+    row = {"sae": sae, "attribute": section.attribute, "section": section.name, "site": section.site,
+           "position": section.position, "test": test, "k": k}
+    return [row | {"metric": metric, **e._asdict()} for metric, e in numbers.items()]
+
+
+def _edit_rows(trial: SectionTrial) -> list[dict]:
+    "Test 2: no edit, every method, the supervised edit."
+    rows = []
+    for row in summarise_control(trial.control).to_dict("records"):
+        e = Estimate(row["value"], row["lo"], row["hi"], row["n"])
+        rows += _rows(trial.section, row["sae"], 2, {row["metric"]: e}, row["k"])
+    return rows
+
+
+def _name_rows(trial: SectionTrial, name: str) -> list[dict]:
+    "Names by F1 of one method: coverage and counts."
+    section, names = trial.section, trial.trials[name].names
+    rows = _rows(section, name, 3, {f"coverage of {a}": names.coverage(attribute=a) for a in names.attributes})
+    return rows + _rows(section, name, 3, {f"latents with F1 of 0.8 ({kind})": e for kind, e in names.counts().items()})
+
+
+def _answer_rows(trial: SectionTrial, name: str) -> list[dict]:
+    "What the score is made of, before it is divided by what the planted dictionary reaches."
+    section, (sparse, named, values) = trial.section, trial.trials[name].answers
+    curves = [(1, "sparse faithfulness", SPARSE_KS, sparse, sparse_faithfulness)]
+    if named is not None and trial.measure:
+        curves.append((2, "control by name", NAMED_KS, named, partial(named_control, measure=trial.measure)))
+    if values is not None: curves.append((3, "coverage by named units", [None], values, value_coverage))
+    rows = []
+    for test, metric, ks, evidence, score in curves:
+        for k, e in zip(ks, intervals(evidence, {metric: score}, within=(0, 1))[metric]):
+            rows += _rows(section, name, test, {metric: e}, k)
+    return rows
+
+
+def report_table(trials: Iterable[SectionTrial]) -> pd.DataFrame:
+    "Every number, one per row."
+    rows = []
+    for trial in trials:
+        for name, runs in trial.runs.items(): rows += _rows(trial.section, name, 1, summarise(runs))
+        own = {name: e for name, e in trial.certificate.items() if name not in TEST_1}
+        rows += _rows(trial.section, SKYLINE, 0, own)
+        if trial.control: rows += _edit_rows(trial)
+        for name, tried in trial.trials.items():
+            rows += _answer_rows(trial, name)
+            if tried.names: rows += _name_rows(trial, name)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"k": "Int64"})
