@@ -208,6 +208,16 @@ def test_the_files_of_an_evaluation(finished, report):
     assert list(json.loads((finished / RECORD).read_text())) == ["evaluate"]
 
 
+def test_a_dry_run_says_what_it_will_take_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "results"
+    ask = ["evaluate", *SMALL, "--attributes", "IO", "--out", str(out), "--json", "--dry-run"]
+    assert main(ask) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["prompts"] == 60 and set(plan["passes"]) == {"checks", "baselines", "true runs", "tests"}
+    assert plan["passes"]["tests"] > 0.3 and plan["seconds"]["tests"] > 0 and plan["memory"] > 2**27
+    assert not out.exists()
+
+
 def test_the_same_evaluation_may_be_run_again(stand_ins, tmp_path, capsys):
     for _ in range(2): assert main(["evaluate", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count(f"report: {tmp_path}") == 2

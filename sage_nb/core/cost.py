@@ -89,7 +89,7 @@ def predicted(
     figures = [_line(n, (n_1, getattr(one, name)), (n_2, getattr(two, name))) for name in Cost.__dataclass_fields__]
     return Cost(*figures)
 
-# %% ../../nbs/1_core/19_cost.ipynb #962b2a67
+# %% ../../nbs/1_core/19_cost.ipynb #714dfaea
 @dataclass(frozen=True, repr=False)
 class WorkPlan:
     "What some work will take."
@@ -102,6 +102,10 @@ class WorkPlan:
 
     @property
     def seconds(self) -> float: return self.phases["seconds"].sum()
+
+    def record(self) -> dict:
+        "The same for JSON."
+        return {"prompts": self.prompts, "memory": self.memory, **self.phases.round(2).to_dict()}
 
     def __str__(self):
         rows = self.phases.round(1).to_string()

@@ -154,7 +154,7 @@ class Discover:
     quiet: bool = False  # print warnings and errors only
 
 
-_SHOWN = ("out", "overwrite", "json", "quiet")  # options that do not decide the result
+_SHOWN = ("out", "overwrite", "json", "quiet", "dry_run")  # options that do not decide the result
 
 
 def _resolved(name: str, kind: str) -> str:
@@ -194,11 +194,17 @@ def _check_rest(self: Discover):
 
 
 @patch
+def folder(self: Discover) -> Path | None:
+    "Where results go; None where nothing is written."
+    return Path(self.out) if self.out else None
+
+
+@patch
 def run(self: Discover) -> None:
     "Check, then do the work; what ends it early carries a note of what was kept."
     self.check()
     console = Console(self.quiet, self.json)
-    results = Results(Path(self.out) if self.out else None, type(self).__name__.lower(), self.options())
+    results = Results(self.folder(), type(self).__name__.lower(), self.options())
     try:
         with hushed(console.progress): self._work(console, results)
     except BaseException as error:
@@ -241,6 +247,7 @@ class Evaluate(Discover):
     saes: Sequence[str] = ("tiny-gpt2-res-topk",)  # embedded sets, folders, releases, release:pattern; with commas
     products: bool = False  # let products of attributes into the ground truth where cross-validation says they help
     force: bool = False  # also score SAEs that do not fit the model; the report says so
+    dry_run: bool = False  # find the cross-sections, say what scoring will take, and write nothing
     out: str = "results"  # folder for report.html, .json, table.csv, evidence.safetensors, and SAEBench's layout
 
 
@@ -253,7 +260,13 @@ def options(self: Evaluate) -> dict:
 @patch
 def _check_rest(self: Evaluate):
     check_sae_names(self.saes, self.model, self.force)
-    check_out(self.out, self.options(), self.overwrite)
+    if not self.dry_run: check_out(self.out, self.options(), self.overwrite)
+
+
+@patch
+def folder(self: Evaluate) -> Path | None:
+    "Where results go; None where nothing is written."
+    return None if self.dry_run else Path(self.out)
 
 
 @patch
@@ -274,8 +287,12 @@ def _work(self: Evaluate, console: Console, results: Results):
     if not len(sections): raise ValueError(f"there is nothing to score SAEs on: {'; '.join(sections.missing())}")
     choice = dict(products="auto", unseen="additive") if self.products else {}
     truth = sage_nb.fit_dictionaries(model, task, sections, **choice)
-    report = sage_nb.evaluate(model, task, sections, truth, sets, progress=console.progress, force=self.force,
-                              on_section=results.write_part)
+    what = model, task, sections, truth, sets
+    if self.dry_run:
+        plan = sage_nb.evaluate(*what, plan=True, force=self.force)
+        console.say(plan)
+        return console.document(json.dumps(plan.record()))
+    report = sage_nb.evaluate(*what, progress=console.progress, force=self.force, on_section=results.write_part)
     console.say(report)
     console.document(report.to_json())
     page = results.write_report(report, sections)
@@ -358,7 +375,7 @@ def _parser(name: str) -> _Parser:
     for option in (of.name for of in fields(command)):
         default, comment = getattr(command, option), comments.get(option, "")
         if default is True: flag, kind, comment = f"--no-{option.replace('_', '-')}", "store_false", f"do not {comment}"
-        else: flag, kind = f"--{option}", "store_true"
+        else: flag, kind = f"--{option.replace('_', '-')}", "store_true"
         if isinstance(default, bool):
             parser.add_argument(flag, dest=option, action=kind, help=comment)
             continue
