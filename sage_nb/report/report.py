@@ -91,7 +91,7 @@ class SageReport:
     values: pd.DataFrame = field(default_factory=pd.DataFrame)  # set, section, value, reason, and the figures behind it
     discovery: CrossSections | None = field(default=None)  # when it was saved, without single prompts' effects
     explorers: dict[str, Explorer] = field(default_factory=dict)  # by name, in the order of the page
-    objects: "Evaluated | None" = field(default=None, compare=False)  # what was evaluated; not saved
+    objects: tuple | None = field(default=None, compare=False)  # what was evaluated, as `Evaluated`; not saved
 
     def scorecard(self) -> pd.DataFrame:
         "One row per SAE: the SAGE score, its interval, its parts, its fit; floor first, skyline and identity last."
