@@ -199,6 +199,8 @@ def test_two_evaluations_are_identical(model, part, values, truth, trained):
     one, two = (evaluate(model, part, values, truth, trained, ks=(1, 4), progress=False) for _ in range(2))
     for name in ("table", "scores", "sections", "latents", "values"):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(two, name), check_exact=True)
+    costs = [report.settings.pop("cost") for report in (one, two)]
+    assert costs[0]["passes"] == costs[1]["passes"]  # seconds are the clock's
     assert one.settings == two.settings and one.notes == two.notes
 
 

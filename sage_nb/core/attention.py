@@ -204,6 +204,11 @@ def _formula(cls, model, layer, acts) -> Attention:
     return replace(unscaled, scale=scale, cap=cap)
 
 
+def _rounding(*types: torch.dtype) -> float:
+    "What the coarsest of some types rounds by: a model of 16 bits is read in 32."
+    return max(torch.finfo(dtype).eps for dtype in types)
+
+
 def _off(ours: Tensor, theirs: Tensor) -> float:
     "The largest difference, as a share of the largest value."
     return ((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()).item()
@@ -219,7 +224,7 @@ def of(
     "The attention of a layer; an error if its scores or its pattern are not what the formula says."
     q, k, scores, pattern = (acts[Node(site, layer)] for site in ("q", "k", "scores", "pattern"))
     attention = _formula(cls, model, layer, acts)
-    tolerance, visible = torch.finfo(scores.dtype).eps ** 0.5, attention.visible
+    tolerance, visible = _rounding(next(model.parameters()).dtype, scores.dtype) ** 0.5, attention.visible
     off = 0.0 if torch.equal(scores, pattern) else _off(attention.scores(q, k)[visible], scores[visible])
     if not off < tolerance:  # also where it is not a number
         _refuse(f"the attention scores of layer {layer} are not scaled products of its queries and keys: "
@@ -252,10 +257,11 @@ def mixture(
 def require_mixture(
     layer: int,
     acts: Mapping[Node, Tensor],  # the pattern, v and z of the layer, at every token
+    dtype: torch.dtype = torch.float32,  # in which the model computes
 ) -> None:
     "An error if the heads' outputs are not the pattern's mixture of the values."
     pattern, v, z = (acts[Node(site, layer)] for site in ("pattern", "v", "z"))
     off = _off(mixture(pattern.to(v), v), z)
-    if off < max(torch.finfo(z.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5: return
+    if off < _rounding(z.dtype, dtype, torch.float32) ** 0.5: return
     _refuse(f"z of layer {layer} is not its pattern's mixture of its values, off by {off:.1e} of the largest: "
             "its heads may be gated")

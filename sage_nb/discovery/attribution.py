@@ -148,7 +148,7 @@ class _Patterns:
         "What a layer does with queries and keys; an error if it is not the model's, or z not the pattern's mixture."
         if layer not in self.attentions:
             self.attentions[layer] = Attention.of(self.model, layer, self.here)
-            require_mixture(layer, self.here)
+            require_mixture(layer, self.here, next(self.model.parameters()).dtype)
         return self.attentions[layer]
 
     def patched(self, node: Node) -> Float[Tensor, "prompt query head key"]:

@@ -211,7 +211,7 @@ def run(self: Discover) -> None:
         if results.kept or isinstance(error, KeyboardInterrupt): error.add_note(str(results))
         raise
 
-
+# %% ../../nbs/9_lab/98_cli.ipynb #37d9e737
 @patch
 def _load(self: Discover, sets: Sequence = ()) -> tuple:
     "The model, run as the SAEs say that theirs was, and the task."

@@ -43,7 +43,7 @@ from ..truth.dictionaries import Dictionaries
 from ..truth.runs import Workbench, outcomes, set_up
 from ..views.edits import edit_panel, edits_explorer
 from ..views.explorers import Explorer
-from ..views.latents import latent_panel, latents_explorer
+from ..views.latents import firing, latent_panel, latents_explorer
 from ..views.scorecard import Cast, scorecard_explorer
 from ..views.section_map import section_map
 from ..views.task_browser import task_browser
@@ -366,7 +366,7 @@ class _Looks:
         for saes in self.sets: self._look(bench, task, saes, trial.trials[saes.name])
 
     def _look(self, bench: Workbench, task: Task, saes: SAESet, trial: Trial) -> None:
-        if trial.read is None: return
+        if trial.read is None or not firing(trial.read).names: return  # nothing fires on these prompts
         why = None if trial.values is None else _in_words(trial.values)
         self.latents.append(latent_panel(bench, saes, trial.read, why))
         if trial.answers.named is None: return
