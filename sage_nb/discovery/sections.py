@@ -89,6 +89,10 @@ class CrossSections(Sequence):
     scores: dict[str, NodeScores] = field(repr=False)  # attribute -> attribution scores of all nodes
     settings: dict  # how they were found
 
+    def __post_init__(self):
+        "Where nothing was dropped, as of sections named by hand, the table has its columns all the same."
+        if self.dropped.empty: object.__setattr__(self, "dropped", pd.DataFrame(columns=_DROPPED))
+
     def __getitem__(self, rows):
         "A cross-section by its number; by a slice, a mask or numbers, some of them, which are cross-sections again."
         if isinstance(rows, str): raise TypeError(f"{rows!r} is no number; for an attribute's, ask for of({rows!r})")
@@ -406,9 +410,12 @@ def _require_accuracy(model, task: Task, min_accuracy: float, batch_size: int) -
         "there is no circuit to find. Take another model or task, or lower min_accuracy")
 
 
+_DROPPED = ["attribute", "site", "position", "effect", "lo", "hi", "reason"]
+
+
 def _table_of_dropped(searches: dict[str, tuple[_Search, list[CrossSection]]], min_effect: float) -> pd.DataFrame:
     "What is no cross-section, and why; groups that were not patched have no effect."
-    columns, rows, unknown = ["attribute", "site", "position", "effect", "lo", "hi", "reason"], [], [float("nan")] * 3
+    rows, unknown = [], [float("nan")] * 3
     for attribute, (search, candidates) in searches.items():
         patched = {(c.site, c.position): c for c in candidates}
         for place, share in search.seen.items():
@@ -417,7 +424,7 @@ def _table_of_dropped(searches: dict[str, tuple[_Search, list[CrossSection]]], m
                 rows.append((attribute, *place, *unknown, reason))
             elif reason := patched[place].fault(min_effect):
                 rows.append((attribute, *place, *patched[place].effect[:3], reason))
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=_DROPPED)
 
 
 def _training_prompts(task: Task, max_prompts: int) -> Task:

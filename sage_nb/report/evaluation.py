@@ -43,7 +43,7 @@ from ..truth.dictionaries import Dictionaries
 from ..truth.runs import Workbench, outcomes, set_up
 from ..views.edits import edit_panel, edits_explorer
 from ..views.explorers import Explorer
-from ..views.latents import firing, latent_panel, latents_explorer
+from ..views.latents import latent_panel, latents_explorer
 from ..views.scorecard import Cast, scorecard_explorer
 from ..views.section_map import section_map
 from ..views.task_browser import task_browser
@@ -366,9 +366,10 @@ class _Looks:
         for saes in self.sets: self._look(bench, task, saes, trial.trials[saes.name])
 
     def _look(self, bench: Workbench, task: Task, saes: SAESet, trial: Trial) -> None:
-        if trial.read is None or not firing(trial.read).names: return  # nothing fires on these prompts
+        if trial.read is None: return
         why = None if trial.values is None else _in_words(trial.values)
-        self.latents.append(latent_panel(bench, saes, trial.read, why))
+        panel = latent_panel(bench, saes, trial.read, why)
+        if panel is not None: self.latents.append(panel)
         if trial.answers.named is None: return
         panel = edit_panel(bench, saes, trial.read, task.train.attributes, self.settings.projection)
         if panel is not None: self.edits.append(panel)
@@ -419,8 +420,8 @@ class _Work:
     def sets(self, meter: Meter) -> tuple[dict[str, pd.DataFrame], list[SAESet], list[SAESet]]:
         "By set, the fit of its SAEs; the sets that are scored; and these behind their baselines."
         with meter.phase("checks"):
-            looked = self.model, self.task, self.sections, self.given, self.settings, self.force
-            figures, sets = _looked_at(*looked)
+            figures, sets = _looked_at(
+                self.model, self.task, self.sections, self.given, self.settings, self.force)
         l0 = {s.name: figures[s.name]["L0"].mean() for s in sets}
         with meter.phase("baselines"): plain = baselines(self.model, self.task, sets, l0, self.twins)
         return figures, sets, [*plain, *sets]

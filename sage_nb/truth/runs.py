@@ -93,7 +93,7 @@ def set_stage(
     section: CrossSection,
     truth: Dictionaries,
     to: Counterfactual | Sequence[str],  # counterfactual prompts; or only the attribute's new value in each prompt
-    batch_size: int = 64,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
 ) -> Stage:
     "A cross-section on these prompts, captured."
     known = isinstance(to, Counterfactual)
@@ -101,8 +101,8 @@ def set_stage(
     if len(values) != len(task): raise ValueError(f"there are {len(values)} new values for {len(task)} prompts")
     acts = capture(model, task.prompts, section.nodes, batch_size)
     goal = capture(model, to.prompts, section.nodes, batch_size) if known else None
-    stage = Stage(model, task, section, truth, batch_size, acts, values, None, goal)
-    return replace(stage, values=None, counterfactual=to) if known else stage
+    asked = (None, to) if known else (values, None)
+    return Stage(model, task, section, truth, batch_size, acts, *asked, goal)
 
 
 def top_tokens(
@@ -127,8 +127,7 @@ def sections_of(truth: Dictionaries) -> CrossSections:
         for place, nodes in places.items():
             scores, curve = (float("nan"),) * len(nodes), {len(nodes): unmeasured}
             found.append(CrossSection(attribute, *place, tuple(nodes), scores, curve, unmeasured))
-    nothing = pd.DataFrame(columns=["attribute", "site", "position", "effect", "lo", "hi", "reason"])
-    return CrossSections(tuple(found), nothing, dict.fromkeys(attributes), {})
+    return CrossSections(tuple(found), pd.DataFrame(), dict.fromkeys(attributes), {})
 
 # %% ../../nbs/4_truth/43_runs.ipynb #617e4631
 @dataclass(frozen=True)

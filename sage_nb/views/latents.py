@@ -259,8 +259,8 @@ class _Frame(NamedTuple):
     pool: list[int]
 
     @classmethod
-    def of(cls, bench: Workbench, saes, read, why: Mapping[str, Mapping], sizes: Sizes) -> "_Frame":
-        values, active = bench.task.attributes[bench.section.attribute], firing(read)
+    def of(cls, bench: Workbench, saes, read, active, why: Mapping[str, Mapping], sizes: Sizes) -> "_Frame":
+        values = bench.task.attributes[bench.section.attribute]
         names, named = _order(_commonest(values, sizes.values), why), _named(bench, read)
         scores = Agreement.of(active, values, names)
         with_name = [active.names.index(name) for name in set(named.values()) & set(active.names)]
@@ -361,10 +361,12 @@ def latent_panel(
     read: Mapping[Node, NamedUnits],  # of `name_units`, on the same
     why: pd.DataFrame | None = None,  # one row per value: value, form (one of `PATTERNS`) and reason
     sizes: Sizes = Sizes(),
-) -> dict:  # JSON
-    "What the latents of an SAE set make of the values in one cross-section."
+) -> dict | None:  # JSON
+    "What the latents of an SAE set make of the values in one cross-section; None where none fires on its prompts."
+    active = firing(read)
+    if not active.names: return None
     reasons = {} if why is None else why.set_index("value")[["form", "reason"]].to_dict("index")
-    frame = _Frame.of(bench, saes, read, reasons, sizes)
+    frame = _Frame.of(bench, saes, read, active, reasons, sizes)
     n_values = bench.task.attributes[bench.section.attribute].nunique()
     return {"sae": saes.name, "section": bench.section.name, "attribute": bench.section.attribute,
             "values": _values(frame, reasons), "latents": _latents(frame), "others": _others(frame, sizes.values),

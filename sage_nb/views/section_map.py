@@ -126,7 +126,6 @@ _INTERVALS = 100  # nodes of each attribute
 
 def _fates(sections: CrossSections, attribute: str) -> dict[_Place, dict]:
     "Why a place holds no cross-section of the attribute."
-    if sections.dropped.empty: return {}  # named by hand
     rows = sections.dropped[sections.dropped.attribute == attribute]
     return {_Place(row.site, row.position): {"effect": row.effect, "lo": row.lo, "hi": row.hi, "reason": row.reason}
             for row in rows.itertuples()}
