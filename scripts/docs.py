@@ -26,7 +26,15 @@ def quarto() -> str | None:
     "Quarto's program."
     beside = [ROOT.parent / "shared" / "quarto" / "quarto", ROOT.parent / "quarto" / "bin" / "quarto"]
     places = [os.environ.get("SAGE_NB_QUARTO"), shutil.which("quarto"), *beside]
-    return next((str(place) for place in places if place and Path(place).is_file()), None)
+    found = (str(place) for place in places if place and Path(place).is_file())
+    return next((program for program in found if works(program)), None)
+
+
+def works(program: str) -> bool:
+    "Does it start? Its first call may install what it needs, and fail where that is not to be had."
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    if done.returncode: print(f"{program} does not start: {done.stderr.strip()[-500:]}", file=sys.stderr)
+    return not done.returncode
 
 
 def groups(cache: Path, n: int) -> list[list[str]]:
