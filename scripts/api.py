@@ -104,7 +104,8 @@ class Reader:
 
     def param(self, arg: ast.arg, value=None, last: bool = True, **how) -> Param:
         end = max(node.end_lineno for node in (arg, arg.annotation, value) if node is not None)
-        return Param(arg.arg, unquoted(arg.annotation), default_of(value), self.said.get(end, "") if last else "", **how)
+        meaning = self.said.get(end, "") if last else ""
+        return Param(arg.arg, unquoted(arg.annotation), default_of(value), meaning, **how)
 
     def params(self, function) -> list[Param]:
         "What can be given to a function; its comment counts where the parameter stands alone on its line."
@@ -340,7 +341,8 @@ def signature(symbol: Symbol, library: Library, address: str | None = None) -> s
     word = "class " if symbol.kind == "class" else ""
     parts = [escape(part, quote=False) for part in call(symbol)]
     name = f"<b>{symbol.short}</b>"
-    head = f'<span class="api-word">{word}</span>' * bool(word) + (f'<a href="{address}">{name}</a>' if address else name)
+    head = f'<span class="api-word">{word}</span>' * bool(word)
+    head += f'<a href="{address}">{name}</a>' if address else name
     back = symbol.returns.type if symbol.returns and symbol.returns.type != "None" else ""
     arrow = f" → {library.type_html(back, symbol.page)[6:-7]}" if back else ""
     if symbol.kind == "property": return f"<code>{head}{arrow}</code>"

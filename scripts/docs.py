@@ -1,7 +1,7 @@
 """Makes the doc site: pages in _proc/ (scripts/pages.py), rendered by Quarto to _docs/ (unless --no-render).
 
-Quarto is looked for in $SAGE_NB_QUARTO, on PATH, and beside the checkout, at ../shared/quarto. It renders one page after
-another, so as many of it work side by side as there are cores, each on its own copy and on its own folders.
+Quarto is looked for in $SAGE_NB_QUARTO, on PATH, and beside the checkout, at ../shared/quarto. It renders one page
+after another, so as many of it work side by side as there are cores, each on its own copy and on its own folders.
 """
 import json
 import os
@@ -18,8 +18,8 @@ from pages import ROOT, make_pages
 
 SITE = ROOT / "_docs"
 PAGE_COST = 60_000  # bytes of notebook that take as long to render as what every page costs
-HOW = ("Quarto was not found: the site is not rendered. Install it from https://quarto.org/docs/get-started, or name its "
-       "program in $SAGE_NB_QUARTO")
+HOW = ("Quarto was not found: the site is not rendered. Install it from https://quarto.org/docs/get-started, "
+       "or name its program in $SAGE_NB_QUARTO")
 
 
 def quarto() -> str | None:

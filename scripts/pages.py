@@ -1,7 +1,7 @@
 """Makes the pages of the doc site from the notebooks, for Quarto to render: `_proc/`, without running anything.
 
-nbdev's processors do what they do well (titles, hidden cells, directives); ours put in what nbdev would run the notebooks
-for, the documentation of what they export, and lead backticked names to the right place.
+nbdev's processors do what they do well (titles, hidden cells, directives); ours put in what nbdev would run the
+notebooks for, the documentation of what they export, and lead backticked names to the right place.
 """
 import re
 import shutil

@@ -18,9 +18,11 @@ WIDTH = """() => {
         (box.innerText || box.getAttribute("src") || "").trim().slice(0, 60).replaceAll("\\n", " / ");
     const cut = [];
     const wide = new Set();
-    for (const box of main.querySelectorAll("pre, table, img, svg, iframe, math, p, li, dd, dt, td, th, h1, h2, h3, h4")) {
+    const kinds = "pre, table, img, svg, iframe, math, p, li, dd, dt, td, th, h1, h2, h3, h4";
+    for (const box of main.querySelectorAll(kinds)) {
         if (!seen(box) || box.parentElement.closest("svg, math")) continue;
-        const own = getComputedStyle(box).overflowX, inner = box.scrollWidth - box.clientWidth > 1 && box.clientWidth > 0;
+        const own = getComputedStyle(box).overflowX;
+        const inner = box.scrollWidth - box.clientWidth > 1 && box.clientWidth > 0;
         if (inner && scrolls.includes(own)) wide.add(box);
         if (inner && clips.includes(own)) cut.push(say(box));
         const right = box.getBoundingClientRect().right;
@@ -47,13 +49,15 @@ WORDS = """() => {
         const found = main.innerText.match(pattern);
         if (found) faults.push(`${name}: ${found[0]}`);
     }
-    const raw = plain.textContent.match(/`[^`\\n]+`|\\*\\*\\w[^*\\n]*\\*\\*|\\]\\([^)\\s]+\\)|\\$[a-z\\\\\\\\][^$\\n]*\\$/i);
+    const raw = plain.textContent.match(
+        /`[^`\\n]+`|\\*\\*\\w[^*\\n]*\\*\\*|\\]\\([^)\\s]+\\)|\\$[a-z\\\\\\\\][^$\\n]*\\$/i);
     if (raw) faults.push(`raw markdown: ${raw[0]}`);
     return {
         faults, title: document.title, words: main.innerText.split(/\\s+/).length,
         links: [...document.querySelectorAll("a[href]")].map((a) => a.href),
         ids: [...document.querySelectorAll("[id], a[name]")].map((e) => e.id || e.name),
-        images: [...document.querySelectorAll("img:not([alt]), main svg[role=img]:not([aria-label])")].map((i) => i.outerHTML.slice(0, 99)),
+        images: [...document.querySelectorAll("img:not([alt]), main svg[role=img]:not([aria-label])")]
+            .map((i) => i.outerHTML.slice(0, 99)),
         unsaid: [...main.querySelectorAll("img[alt='']")].map((i) => i.src),
     };
 }"""
@@ -122,7 +126,8 @@ class Site:
                 target = unquote(urlsplit(link).path).lstrip("/")
                 if not target or target.endswith("/"): target = posixpath.join(target, "index.html")
                 if not (self.folder / target).is_file(): dead.add(f"{page.name}: no page {target}")
-                elif target in ids and unquote(anchor) not in ids[target]: dead.add(f"{page.name}: no {target}#{anchor}")
+                elif target in ids and unquote(anchor) not in ids[target]:
+                    dead.add(f"{page.name}: no {target}#{anchor}")
         return sorted(dead)
 
     def megabytes(self) -> float: return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file()) / 1e6

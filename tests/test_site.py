@@ -1,4 +1,4 @@
-"""The rendered doc site in a real browser: every page, wide and narrow, light and dark; its links, search and explorers.
+"""The rendered doc site in a real browser: every page, wide and narrow; links, search, explorers, light and dark.
 
 The site is what `make docs` left in _docs/; where there is none, for want of Quarto, these tests are skipped.
 """
@@ -44,8 +44,8 @@ def pages(site, tab):
 
 
 def everywhere(pages, what):
-    return [f"{page.name} at {width}: {item}" for page in pages for width, seen in ((DESK, page.desk), (PHONE, page.phone))
-            for item in what(seen)]
+    return [f"{page.name} at {width}: {item}" for page in pages
+            for width, seen in ((DESK, page.desk), (PHONE, page.phone)) for item in what(seen)]
 
 
 # Every page
@@ -63,7 +63,8 @@ def test_no_page_is_wider_than_its_window(pages):
 
 
 def test_nothing_is_cut(pages):
-    found(everywhere(pages, lambda seen: seen["cut"]), "cut off or sticking out: let it scroll in itself, or make it narrower")
+    found(everywhere(pages, lambda seen: seen["cut"]),
+          "cut off or sticking out: let it scroll in itself, or make it narrower")
 
 
 def test_no_link_is_dead(site, pages):
@@ -173,7 +174,8 @@ def test_an_explorer_on_a_page_answers_its_controls(site, tab):
 
 CONTRAST = """() => {
     const parse = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    const linear = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const light = (colour) => colour.slice(0, 3).map((v) => linear(v / 255))
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const ground = (box) => {
         for (; box; box = box.parentElement) {
@@ -183,11 +185,14 @@ CONTRAST = """() => {
         return [255, 255, 255];
     };
     const faults = [];
-    for (const box of document.querySelectorAll("main :is(p, li, td, th, pre, code, h2, h3, dt, dd, a), nav a, nav span")) {
-        if (!box.checkVisibility() || ![...box.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+    const kinds = "main :is(p, li, td, th, pre, code, h2, h3, dt, dd, a), nav a, nav span";
+    const says = (box) => [...box.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    for (const box of document.querySelectorAll(kinds)) {
+        if (!box.checkVisibility() || !says(box)) continue;
         const [a, b] = [light(parse(getComputedStyle(box).color)), light(ground(box))].sort((x, y) => y - x);
         const ratio = (a + 0.05) / (b + 0.05);
-        if (ratio < 4.5) faults.push(`${ratio.toFixed(1)} ${box.tagName}.${box.className} ${box.innerText.slice(0, 40)}`);
+        if (ratio < 4.5) faults.push(
+            `${ratio.toFixed(1)} ${box.tagName}.${box.className} ${box.innerText.slice(0, 40)}`);
     }
     return faults;
 }"""
