@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pages import ROOT, make_pages
+from pages import ROOT, make_pages, search_entries
 
 SITE = ROOT / "_docs"
 PAGE_COST = 60_000  # bytes of notebook that take as long to render as what every page costs
@@ -66,7 +66,7 @@ def joined(parts: list[Path]):
     shutil.rmtree(SITE, ignore_errors=True)
     for part in parts: shutil.copytree(part, SITE, dirs_exist_ok=True)
     found = [json.loads((part / "search.json").read_text(encoding="utf-8")) for part in parts]
-    entries = {entry["objectID"]: entry for entries in found for entry in entries}
+    entries = {entry["objectID"]: entry for entries in [search_entries(), *found] for entry in entries}
     (SITE / "search.json").write_text(json.dumps(list(entries.values()), ensure_ascii=False), encoding="utf-8")
     maps = [(part / "sitemap.xml").read_text(encoding="utf-8") for part in parts]
     urls = dict.fromkeys(url for text in maps for url in re.findall(r"<url>.*?</url>", text, re.S))

@@ -129,6 +129,13 @@ def api_index(library: api.Library) -> str:
     return front + api.index(library, FOLDERS)
 
 
+def search_entries() -> list[dict]:
+    "What the site's search knows of public names: Quarto lists sections alone, and no definitions."
+    library = api.read_package(ROOT, get_config(path=ROOT).lib_name)
+    return [{"objectID": f"{s.page}#{s.anchor}", "href": f"{s.page}#{s.anchor}", "title": s.name, "section": s.name,
+             "text": s.summary} for s in library.symbols]
+
+
 def settings(cache: Path):
     "What settings.ini says, where Quarto reads it."
     cfg = get_config(path=ROOT)
