@@ -1,0 +1,60 @@
+"""The book around the rooms: glossary, how-to pages, and the links between them."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).resolve().parent.parent / "nbs"
+GLOSSARY = NBS / "glossary.ipynb"
+
+
+def prose(path):
+    "The markdown of a notebook, without code blocks."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+
+
+def anchor(heading):
+    "The anchor that Quarto gives a heading: small letters, dashes for spaces, and no other punctuation than _ - ."
+    kept = re.sub(r"[^\w\-. ]", "", heading.lower().strip())
+    return re.sub(r"^[^a-z]+", "", kept.replace(" ", "-"))
+
+
+def entries():
+    "The glossary's terms and what is said of each."
+    parts = re.split(r"^### (.+)$", prose(GLOSSARY), flags=re.M)[1:]
+    return {term: re.split(r"^## ", text, flags=re.M)[0] for term, text in zip(parts[::2], parts[1::2])}
+
+
+def links_to_glossary():
+    "Each notebook with the anchors of the glossary that it links to."
+    for path in sorted(NBS.rglob("*.ipynb")):
+        if set(path.parts) & {"_proc", "_docs", ".ipynb_checkpoints"}: continue
+        for found in re.findall(r"\]\((?:\.\./)*glossary\.ipynb#([^)\s]+)\)", prose(path)): yield path.stem, found
+
+
+@pytest.mark.parametrize("heading, expected", [
+    ("Whole group", "whole-group"), ("S1+1", "s11"), ("Off-target change", "off-target-change"), ("2. A task", "a-task")])
+def test_anchors_are_made_as_quarto_makes_them(heading, expected):
+    assert anchor(heading) == expected
+
+
+def test_links_to_the_glossary_meet_a_term():
+    anchors = {anchor(term) for term in entries()}
+    links = list(links_to_glossary())
+    assert links, "no page links to a term of the glossary"
+    dead = [f"{page}: {name}" for page, name in links if name not in anchors]
+    assert not dead, f"no such term in the glossary: {dead}"
+
+
+def test_terms_have_one_anchor_each():
+    anchors = [anchor(heading) for heading in re.findall(r"^##+ (.+)$", prose(GLOSSARY), flags=re.M)]
+    assert len(set(anchors)) == len(anchors) > 30
+
+
+@pytest.mark.parametrize("term", entries())
+def test_a_term_is_explained_shortly(term):
+    words = len(entries()[term].split())
+    assert 20 <= words <= 120, f"{term!r} is explained in {words} words; a glossary says it in 20 to 120"
