@@ -1,11 +1,15 @@
 """The book around the rooms: glossary, how-to pages, and the links between them."""
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from execnb.nbio import dict2nb, mk_cell
+from nbdev.process import NBProcessor
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
 GLOSSARY = NBS / "glossary.ipynb"
 
 
@@ -58,3 +62,46 @@ def test_terms_have_one_anchor_each():
 def test_a_term_is_explained_shortly(term):
     words = len(entries()[term].split())
     assert 20 <= words <= 120, f"{term!r} is explained in {words} words; a glossary says it in 20 to 120"
+
+
+# Cells that only check are folded on the site
+
+@pytest.fixture
+def folds(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return pytest.importorskip("folds")
+
+
+def processed(folds, *cells):
+    "The sources of the cells of a notebook after `fold_checks`; markdown starts with a blank here."
+    kinds = ["markdown" if text.startswith(" ") else "code" for text in cells]
+    nb = dict2nb(dict(cells=[dict(mk_cell(t, k)) for t, k in zip(cells, kinds)], metadata={}, nbformat=4, nbformat_minor=5))
+    NBProcessor(nb=nb, procs=[folds.fold_checks]).process()
+    return [cell.source for cell in nb.cells]
+
+
+def test_a_check_behind_code_is_folded(folds):
+    *_, last = processed(folds, " It doubles:", "print(double(2))", "assert double(2) == 4")
+    assert last == '#| code-fold: true\n#| code-summary: "Checks"\nassert double(2) == 4'
+
+
+@pytest.mark.parametrize("cells", [
+    (" By hand:", "assert double(2) == 4"),  # prose leads to it: it teaches
+    (" By hand:", "#| hide\nx = 2", "assert double(x) == 4"),  # what is hidden does not stand between
+    ("print(2)", "#| export\ndef f():\n    assert True"), ("print(2)", "print(3)"), ("x = 1", "#| eval: false\nassert x")])
+def test_other_cells_are_left(folds, cells):
+    assert "code-fold" not in "\n".join(processed(folds, *cells))
+
+
+def test_a_check_with_an_output_is_left(folds):
+    shown = dict(cell_type="code", source="assert True\nx", outputs=[{}])
+    assert not folds.folded([dict(cell_type="code", source="x = 1", outputs=[]), shown])
+
+
+def test_most_checks_of_the_rooms_are_folded_and_some_are_not(folds):
+    all_, fold = 0, 0
+    for path in NBS.glob("[0-9]*/*.ipynb"):
+        cells = [dict(c, source="".join(c["source"])) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+        all_ += sum(map(folds.checks_only, cells))
+        fold += len(folds.folded(cells))
+    assert 0.6 * all_ < fold < 0.95 * all_
