@@ -10,6 +10,7 @@ from pathlib import Path
 import api
 import yaml
 from execnb.nbio import read_nb, write_nb
+from folds import fold_checks
 from nbdev.config import get_config
 from nbdev.frontmatter import FrontmatterProc
 from nbdev.process import NBProcessor, Processor
@@ -105,7 +106,7 @@ def page_name(path: Path) -> str:
 def process(path: Path, target: Path, library: api.Library, nbs: Path):
     "One notebook as Quarto is to render it."
     add_entries, add_links = of_page(library, page_name(path.relative_to(nbs)))
-    procs = [FrontmatterProc, populate_language, add_entries, strip_ansi, hide_line, filter_stream_, rm_header_dash,
+    procs = [FrontmatterProc, fold_checks, populate_language, add_entries, strip_ansi, hide_line, filter_stream_, rm_header_dash,
              described_pictures, rm_export, clean_magics, hide_, add_links, raw_html, strip_hidden_metadata]
     nb = read_nb(path)
     NBProcessor(nb=nb, procs=procs).process()
