@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lighter import lighter
 from pages import ROOT, make_pages, search_entries
 
 SITE = ROOT / "_docs"
@@ -81,6 +82,7 @@ def render_site(program: str, cache: Path):
         copies = [Path(folder) / str(i) for i in range(len(shares))]
         for copy in copies: shutil.copytree(cache, copy)
         joined(list(pool.map(render, [program] * len(shares), copies, shares)))
+    lighter(SITE)
 
 
 def main():

@@ -48,7 +48,7 @@ class Norm:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def scale(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... 1"]:
-        "The number by which the norm divides, $\\sigma(x)$."
+        "The number by which the norm divides, σ(x)."
         if not self.divides: return torch.ones_like(x[..., :1])
         return (self.centre(x).square().mean(-1, keepdim=True) + self.eps).sqrt()
 

@@ -37,7 +37,7 @@ class Codes(NamedTuple):
 
     @property
     def weights(self) -> Float[Tensor, "... active"]:
-        "How much of each latent's direction the reconstruction holds, $s f_i$."
+        "How much of each latent's direction the reconstruction holds, s·fᵢ."
         return self.values if self.scale is None else self.values * self.scale
 
     @property
