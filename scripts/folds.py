@@ -16,10 +16,16 @@ OPTIONS = '#| code-fold: true\n#| code-summary: "Checks"\n'
 KEPT = {"export", "exports", "exporti", "hide", "default_exp", "code-fold", "eval", "echo", "slow"}
 
 
+def directives(cell) -> set[str]:
+    "What stands behind `#|` in a cell; nbdev's processor takes it out of the source, and keeps it beside."
+    beside = cell.get("directives_") or {}
+    return {*house.directives(cell["source"]), *(name.rstrip(":") for name in beside)}
+
+
 def checks_only(cell) -> bool:
     "Does a code cell assert and show nothing?"
     if cell["cell_type"] != "code" or cell.get("outputs"): return False
-    return not KEPT & set(house.directives(cell["source"])) and house.has_assertion(cell["source"])
+    return not KEPT & directives(cell) and house.has_assertion(cell["source"])
 
 
 def folded(cells) -> list:
@@ -27,7 +33,7 @@ def folded(cells) -> list:
     found, prose = [], False
     for cell in cells:
         if cell["cell_type"] == "markdown": prose = True
-        elif cell["cell_type"] == "code" and not house.is_hidden(cell):
+        elif cell["cell_type"] == "code" and "hide" not in directives(cell):
             if checks_only(cell) and not prose: found.append(cell)
             prose = False
     return found

@@ -40,7 +40,8 @@ def links_to_glossary():
 
 
 @pytest.mark.parametrize("heading, expected", [
-    ("Whole group", "whole-group"), ("S1+1", "s11"), ("Off-target change", "off-target-change"), ("2. A task", "a-task")])
+    ("Whole group", "whole-group"), ("S1+1", "s11"),
+    ("Off-target change", "off-target-change"), ("2. A task", "a-task")])
 def test_anchors_are_made_as_quarto_makes_them(heading, expected):
     assert anchor(heading) == expected
 
@@ -75,7 +76,8 @@ def folds(monkeypatch):
 def processed(folds, *cells):
     "The sources of the cells of a notebook after `fold_checks`; markdown starts with a blank here."
     kinds = ["markdown" if text.startswith(" ") else "code" for text in cells]
-    nb = dict2nb(dict(cells=[dict(mk_cell(t, k)) for t, k in zip(cells, kinds)], metadata={}, nbformat=4, nbformat_minor=5))
+    made = [dict(mk_cell(text, kind)) for text, kind in zip(cells, kinds)]
+    nb = dict2nb(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5))
     NBProcessor(nb=nb, procs=[folds.fold_checks]).process()
     return [cell.source for cell in nb.cells]
 
@@ -88,7 +90,8 @@ def test_a_check_behind_code_is_folded(folds):
 @pytest.mark.parametrize("cells", [
     (" By hand:", "assert double(2) == 4"),  # prose leads to it: it teaches
     (" By hand:", "#| hide\nx = 2", "assert double(x) == 4"),  # what is hidden does not stand between
-    ("print(2)", "#| export\ndef f():\n    assert True"), ("print(2)", "print(3)"), ("x = 1", "#| eval: false\nassert x")])
+    ("print(2)", "#| export\ndef f():\n    assert True"), ("print(2)", "print(3)"),
+    ("x = 1", "#| eval: false\nassert x")])
 def test_other_cells_are_left(folds, cells):
     assert "code-fold" not in "\n".join(processed(folds, *cells))
 

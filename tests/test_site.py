@@ -119,7 +119,8 @@ def test_every_public_name_is_in_the_index_and_on_its_page(site, pages):
 
 
 @pytest.mark.parametrize("name,page", [
-    ("load_saes", "5_saes/sets.html#load_saes"), ("find_cross_sections", "3_discovery/sections.html#find_cross_sections")])
+    ("load_saes", "5_saes/sets.html#load_saes"),
+    ("find_cross_sections", "3_discovery/sections.html#find_cross_sections")])
 def test_search_finds_a_definition_first(site, tab, name, page):
     tab.set_viewport_size({"width": DESK, "height": 900})
     tab.goto(site.address + "index.html")
