@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'SCHEMA_OF_CELLS', 'canonical', 'CellKey', 'key_of', 'part_
            'evidence_bytes', 'tensors_of', 'write_whole', 'cell_path', 'write_cell', 'CellError', 'read_cell',
            'read_evidence', 'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
 
-# %% ../../nbs/9_lab/96_cells.ipynb #5aef2bd3
+# %% ../../nbs/9_lab/96_cells.ipynb #1e6fbdeb
 import hashlib
 import json
 import math
@@ -37,7 +37,7 @@ from ..report.trials import FLOOR, IDENTITY, twin_name
 from ..saes.sets import SAESet
 from ..tasks.task import Task
 
-# %% ../../nbs/9_lab/96_cells.ipynb #67ea6563
+# %% ../../nbs/9_lab/96_cells.ipynb #2ae87cd2
 def canonical(
     value,  # of JSON
 ) -> str:
@@ -96,7 +96,7 @@ def key_of(
     return CellKey(name, model_hash(model), revision, flags, dtype, task.name, task.digest, len(task), seed,
                    saes.name, saes.digest, json.loads(canonical(dict(settings))))
 
-# %% ../../nbs/9_lab/96_cells.ipynb #630bf96b
+# %% ../../nbs/9_lab/96_cells.ipynb #77dd6c0d
 def part_estimates(
     evidence: Sequence[Evidence],  # of one SAE, one per section that counts
 ) -> dict[str, Estimate]:
@@ -118,7 +118,7 @@ def kind_of(
     ours = {sae: "sae", twin_name(sae): "twin", FLOOR: "floor", SKYLINE: "skyline", IDENTITY: "identity"}
     return ours.get(method, "PCA")
 
-# %% ../../nbs/9_lab/96_cells.ipynb #742f603f
+# %% ../../nbs/9_lab/96_cells.ipynb #58c0d7f4
 @dataclass(frozen=True)
 class Cell:
     "One result: what was found, or why nothing was."
@@ -154,7 +154,7 @@ class Cell:
                 "seconds": self.cost.get("seconds"), "frame": key.frame, "cell": key.name, "error": self.error}
         return first | own | margin | rest
 
-# %% ../../nbs/9_lab/96_cells.ipynb #35826b60
+# %% ../../nbs/9_lab/96_cells.ipynb #04caf2bb
 def _finite(value):
     "A number for JSON: None where it is none."
     if value is None or isinstance(value, (bool, str)): return value
@@ -220,7 +220,7 @@ def cell_of(
         settings=_jsonable({name: x for name, x in report.settings.items() if name not in ("saes", "doctor", "cost")}))
     return cell, evidence
 
-# %% ../../nbs/9_lab/96_cells.ipynb #0ce56fd7
+# %% ../../nbs/9_lab/96_cells.ipynb #f5ab9fb0
 def _packed(x: Tensor) -> Tensor:
     "The same numbers in bytes, where they are small whole ones."
     if x.dtype == torch.bool or not x.numel() or x.min() < 0 or x.max() > 255: return x
@@ -251,7 +251,7 @@ def tensors_of(
     if set(found) != set(kinds): raise ValueError("the tensors are not those that the file says")
     return {name: x.to(getattr(torch, kinds[name])) for name, x in found.items()}
 
-# %% ../../nbs/9_lab/96_cells.ipynb #61b40b74
+# %% ../../nbs/9_lab/96_cells.ipynb #52e01e86
 FORMAT, SCHEMA_OF_CELLS = "sage_nb cell", 1
 _CELLS, _EVIDENCE = "cells", "evidence"  # folders
 
@@ -302,7 +302,7 @@ def write_cell(
     write_whole(path, json.dumps(head | record, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return path
 
-# %% ../../nbs/9_lab/96_cells.ipynb #0251111d
+# %% ../../nbs/9_lab/96_cells.ipynb #0e9e7952
 class CellError(ValueError):
     "A file that is not the cell, or the evidence, that it should be."
 
@@ -340,7 +340,7 @@ def _built(path: Path, record: dict) -> Cell:
 
 _TYPES = {"str": str, "dict": dict, "tuple[dict, ...]": list, "tuple[str, ...]": list, "CellKey": dict}
 
-# %% ../../nbs/9_lab/96_cells.ipynb #3abe42d9
+# %% ../../nbs/9_lab/96_cells.ipynb #04ea9183
 def read_cell(
     path: str | Path,  # of its file
 ) -> Cell:
@@ -358,7 +358,7 @@ def read_cell(
     if path.stem == cell.key.name: return cell
     raise CellError(f"{str(path)!r} holds the cell {cell.key.name} ({cell.key}): give it back its name")
 
-# %% ../../nbs/9_lab/96_cells.ipynb #17930eed
+# %% ../../nbs/9_lab/96_cells.ipynb #3066bca1
 def _content(folder: str | Path, name: str) -> bytes:
     "A file of evidence, if it is what its name says."
     if not re.fullmatch(r"[0-9a-f]{32}", str(name)): raise CellError(f"evidence {str(name)[:50]!r} names no file")
@@ -399,7 +399,7 @@ def read_evidence(
             raise CellError(f"{what} is not whole ({error}): {_REMEDY}") from None
     return found
 
-# %% ../../nbs/9_lab/96_cells.ipynb #e26d5e39
+# %% ../../nbs/9_lab/96_cells.ipynb #d4412002
 def compare_cells(
     folder: str | Path,  # of results
     a: Cell,
@@ -416,7 +416,7 @@ def compare_cells(
     check_same_frame(a.settings, b.settings)
     return compare(read_evidence(folder, a), read_evidence(folder, b), (a.key.sae, b.key.sae))
 
-# %% ../../nbs/9_lab/96_cells.ipynb #2948419c
+# %% ../../nbs/9_lab/96_cells.ipynb #26d1217f
 class CellsFound(NamedTuple):
     "The cells of a folder."
     cells: list[Cell]

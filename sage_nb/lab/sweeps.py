@@ -6,11 +6,10 @@
 __all__ = ['SweepOptions', 'Ground', 'find_ground', 'score', 'sae_sources', 'ground_bytes', 'ground_of_bytes', 'Frame', 'Item',
            'is_done', 'make_cell', 'sweep_items', 'SweepPlan', 'SweepResult', 'sweep']
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #d5a621ff
+# %% ../../nbs/9_lab/97_sweeps.ipynb #a554a12f
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -19,7 +18,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, copy_context
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from glob import glob, has_magic
 from importlib.util import find_spec
@@ -40,15 +39,15 @@ from ..core.activations import Node
 from ..core.models import ModelSettings, load_model, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
-    Cell, CellError, CellKey, canonical, cell_of, cell_path, cells_in, key_of, read_cell, write_cell, write_whole)
+    Cell, CellError, CellKey, cell_of, cell_path, cells_in, key_of, read_cell, write_cell, write_whole)
 from ..report.evaluation import evaluate, sections_hash, sharing
 from ..report.report import SageReport, make_folder
-from ..saes.sets import SAESet, embedded_saes, load_saes, load_sets, pattern_of
+from ..saes.sets import SAESet, embedded_saes, load_sets, pattern_of
 from ..tasks.task import Task, load_task
 from ..truth.dictionaries import Dictionaries, fit_dictionaries
 from ..truth.features import Dictionary, Features
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #f50f3621
+# %% ../../nbs/9_lab/97_sweeps.ipynb #2c1252a8
 @dataclass(frozen=True)
 class SweepOptions:
     "What decides the numbers, beside model, task, seed and SAEs."
@@ -110,7 +109,7 @@ def score(
     chosen = dict(tests=options.tests, twins=options.twins, force=options.force)
     return evaluate(model, task, *ground, sets, progress=progress, **chosen, **others)
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #dd05ba6c
+# %% ../../nbs/9_lab/97_sweeps.ipynb #b3b3e77f
 def _of_expression(text: str) -> list[str]:
     "The names that a regular expression means."
     name, _, ids = text.partition(":")
@@ -156,7 +155,7 @@ def sae_sources(
     names = [x for x in found if isinstance(x, str)]
     return [*dict.fromkeys(names), *(x for x in found if not isinstance(x, str))]
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #df046a2c
+# %% ../../nbs/9_lab/97_sweeps.ipynb #d7dc1e0e
 def _feature_record(features: Features) -> dict:
     return {"attributes": list(features.attributes), "values": [list(value) for value in features.values],
             "weight": features.weight}
@@ -204,7 +203,7 @@ def ground_of_bytes(content: bytes) -> Ground:
     if same: return ground
     raise CellError("discovery and ground truth do not have the hashes that were written with them")
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #df9bdd33
+# %% ../../nbs/9_lab/97_sweeps.ipynb #d0544868
 @dataclass(frozen=True)
 class Frame:
     "What cells have in common, as it is asked for."
@@ -291,7 +290,7 @@ def _stage(item: Item, out: str) -> _Stage:
         _stages["last"] = _Stage.of(item, out)
     return _stages["last"]
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #7a3d3db2
+# %% ../../nbs/9_lab/97_sweeps.ipynb #14b8d456
 def is_done(
     out: str | Path,  # folder of results
     key: CellKey,
@@ -347,7 +346,7 @@ def make_cell(
         write_cell(out, cell, evidence)
     return cell.status
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #16106eb1
+# %% ../../nbs/9_lab/97_sweeps.ipynb #1276074e
 def _models_of(saes: SAESet, models: Sequence, force: bool) -> list:
     "The models that a set is scored on."
     said = saes.model_settings.name
@@ -396,7 +395,7 @@ def sweep_items(
     order = {frame: i for i, frame in enumerate(dict.fromkeys(item.frame for item in items))}
     return sorted(items, key=lambda item: order[item.frame])
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #847d09d7
+# %% ../../nbs/9_lab/97_sweeps.ipynb #0b1c0bce
 _CELL_BYTES = 4_000  # of a prompt, in a cell and its evidence, about
 
 
@@ -464,7 +463,7 @@ def _check_room(out: Path, plan: SweepPlan, pending: Sequence[Item], jobs: int) 
         raise ValueError(f"jobs={jobs} workers load models and tasks by themselves: give them by name or folder, or "
                          "sweep with jobs=1")
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #72bab765
+# %% ../../nbs/9_lab/97_sweeps.ipynb #b6285531
 _ENGINES = {"loky": "joblib", "threading": "joblib", "dask": "distributed", "ray": "ray"}  # what each needs
 
 
@@ -537,7 +536,7 @@ def _count_death(item: Item, out: str, deaths: dict[str, int], error: Exception)
     why = f"workers died twice while they made it, perhaps for want of memory ({type(error).__name__})"
     write_cell(out, Cell(item.key, "failed", why))
 
-# %% ../../nbs/9_lab/97_sweeps.ipynb #7a03420c
+# %% ../../nbs/9_lab/97_sweeps.ipynb #9fd00109
 @dataclass(frozen=True, repr=False)
 class SweepResult:
     "What a sweep came to."

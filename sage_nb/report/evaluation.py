@@ -35,8 +35,9 @@ from ..measures.score import (
     HALF, PARTS, SCORE_VERSION, Evidence, best_baseline, margin, over_sections, sage_score, score_parts)
 from .reasons import form_of, section_reasons, value_reason
 from .report import Evaluated, SageReport, worst_verdict
-from .trials import (
-    FLOOR, GREEDY_KS, IDENTITY, SectionGround, SectionTrial, Settings, Trial, baselines, report_table, try_on, twin_name)
+from sage_nb.report.trials import (
+    FLOOR, GREEDY_KS, IDENTITY, SectionGround, SectionTrial, Settings, Trial, baselines, report_table, try_on,
+    twin_name)
 from ..saes.codes import remembered_codes
 from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
@@ -438,7 +439,7 @@ def _explorers(report: SageReport, task: Task, looks: _Looks, tokenizer) -> dict
     found["prompts"] = task_browser(task.test, tokenizer)
     return found
 
-# %% ../../nbs/8_report/83_evaluation.ipynb #51663a0a
+# %% ../../nbs/8_report/83_evaluation.ipynb #591f9a38
 def _size(ground: SectionGround) -> int:
     "Bytes of the numbers that belong to a section alone."
     bench = ground.bench
