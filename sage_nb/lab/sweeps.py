@@ -7,6 +7,7 @@ __all__ = ['SweepOptions', 'Ground', 'find_ground', 'score', 'sae_sources', 'gro
            'is_done', 'make_cell', 'sweep_items', 'SweepPlan', 'SweepResult', 'sweep']
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #a554a12f
+import atexit
 import errno
 import hashlib
 import json
@@ -262,14 +263,19 @@ class _Stage:
     ground: Ground
     seconds: float  # that discovery took, if it was made here
     context: Context  # in which evaluations share what they make
+    sharing: ExitStack
 
     @classmethod
     def of(cls, item: Item, out: str) -> "_Stage":
         model, task = item.frame.load()
         ground, seconds = _ground(out, item, model, task)
-        context = copy_context()
-        context.run(ExitStack().enter_context, sharing())
-        return cls(item.frame, out, model, task, ground, seconds, context)
+        context, stack = copy_context(), ExitStack()
+        context.run(stack.enter_context, sharing())
+        return cls(item.frame, out, model, task, ground, seconds, context, stack)
+
+    def leave(self) -> None:
+        "Forget what was shared."
+        self.context.run(self.sharing.close)
 
     def report(self, saes: SAESet) -> SageReport:
         options = self.frame.options
@@ -282,11 +288,17 @@ class _Stage:
 _stages: dict[str, _Stage] = {}  # the last one
 
 
+@atexit.register
+def _leave() -> None:
+    "Forget the last stage."
+    if _stages: _stages.popitem()[1].leave()
+
+
 def _stage(item: Item, out: str) -> _Stage:
     "The stage of an item: the last one if it is of the same frame."
     last = _stages.get("last")
     if last is None or last.frame != item.frame or last.out != out:
-        _stages.clear()
+        _leave()
         _stages["last"] = _Stage.of(item, out)
     return _stages["last"]
 
@@ -616,5 +628,5 @@ def sweep(
     except BaseException as error:
         _go_on(error, pending, str(out))
         raise
-    finally: _stages.clear()
+    finally: _leave()
     return SweepResult(out, [read_cell(cell_path(out, item.key)) for item in items], len(pending))
