@@ -128,7 +128,9 @@ def test_a_full_disk_ends_the_sweep_and_loses_nothing(unbroken, out, monkeypatch
     lost.unlink()
 
     def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def quick(*args, **others): raise RuntimeError("it would have taken long")
     with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "evaluate", quick)
         patch.setattr(sweeps, "write_cell", full)
         with pytest.raises(OSError, match="No space left") as caught: swept(out)
     assert "0 of 1 cells were made" in caught.value.__notes__[0] and not lost.exists()
