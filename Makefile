@@ -41,8 +41,8 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@$(PY) scripts/check_export.py
 	@printf '\n== README.md is what nbs/index.ipynb says ==\n'
 	@$(PY) scripts/readme.py --check
-	@printf '\n== docs process ==\n'
-	@$(PY) scripts/docs.py --no-render
+	@printf '\n== the doc site is made, and rendered where Quarto is ==\n'
+	@$(PY) scripts/docs.py
 	@printf '\n== notebooks run ==\n'
 	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'
@@ -73,7 +73,7 @@ notebooks: $(ENV) ## run the notebooks and save their outputs (one: NB=nbs/1_cor
 readme: $(ENV) ## write README.md from nbs/index.ipynb
 	@$(PY) scripts/readme.py
 
-docs: $(ENV) ## process the doc site; render it to _docs/ where Quarto is installed
+docs: $(ENV) ## make the doc site; render it to _docs/ where Quarto is (PATH, ../shared/quarto, $$SAGE_NB_QUARTO)
 	@$(PY) scripts/docs.py
 
 lab: $(ENV) ## open the notebooks in JupyterLab

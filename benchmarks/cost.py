@@ -10,7 +10,7 @@ thread, each in a process of its own, whose largest resident size is the memory;
 With --curve, the embedded tiny-gpt2 instead, and one thing varied at a time: latents, prompts, SAE sets, sections. The
 last column is by what power of that thing the seconds grow from one row to the next: 1 is linear.
 
-python benchmarks/cost.py [--quick | --curve] [--set latents prompts saes sections]
+python benchmarks/cost.py [--quick | --curve] [--explorers] [--set latents prompts saes sections]
 """
 import argparse
 import json
@@ -48,11 +48,11 @@ from sage_nb.truth.dictionaries import fit_dictionaries
 
 PARTS = ("forwards", "encoding", "decomposition", "the rest")
 LAX = Criteria(min_r2=-math.inf, tolerance=math.inf, max_off_target=1.0)  # whatever the numbers are, they cost as much
-CASE = {"model": "gpt2", "latents": 24_576, "active": 50, "prompts": 192, "sets": 1,
+CASE = {"model": "gpt2", "latents": 24_576, "active": 50, "prompts": 192, "sets": 1, "explorers": False,
         "sections": ["IO: L9H9.z@END L9H6.z@END L10H0.z@END"]}
 SMALL = CASE | {"model": "gpt2 of 3 layers", "latents": 2048, "prompts": 96,
                 "sections": ["IO: L1H9.z@END L1H6.z@END L2H0.z@END"]}
-TINY = {"model": "tiny-gpt2", "latents": 4096, "active": 16, "prompts": 128, "sets": 1,
+TINY = {"model": "tiny-gpt2", "latents": 4096, "active": 16, "prompts": 128, "sets": 1, "explorers": False,
         "sections": ["number: L2H1.z@END L2H3.z@END L2H2.z@END"]}
 MORE = ["number: L3H2.k@N L2H2.k@N", "number: L2H0.q@END L2H1.q@END", "number: L2H1.v@N L2H3.v@N",
         "number: L3H0.z@END L3H1.z@END", "number: L1H2.k@N L1H0.k@N", "number: L1H0.v@N L1H2.v@N",
@@ -170,12 +170,13 @@ def measure(case):
     clock.watch(SparseSAE, "encode", "encoding")
     for room in (units, edits): clock.watch(room, "decompose", "decomposition")
     with count_passes(model, len(task.test)) as passes:
-        evaluate(model, task, sections, truth, saes, criteria=LAX, force=True, progress=False)
+        report = evaluate(model, task, sections, truth, saes, criteria=LAX, force=True, progress=False,
+                          explorers=case["explorers"])
     clock._switch()
     gibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     tokens = int(task.test.prompts.until_end().sum())
     return {"prompts": len(task), "held out": len(task.test), "tokens": tokens, "pass": one, **clock,
-            "passes run": passes.forward, "GiB": gibibytes}
+            "passes run": passes.forward, "GiB": gibibytes, "phases": report.settings["cost"]["passes"]}
 
 
 def in_a_process(case):
@@ -195,6 +196,7 @@ def report(case):
     for part in PARTS: print(f"{part:16}{row[part]:9.1f}{row[part] / row['pass']:34.1f}")
     whole = sum(row[part] for part in PARTS)
     print(f"{'all':16}{whole:9.1f}{whole / row['pass']:34.1f}")
+    print("passes of all prompts by phase: " + ", ".join(f"{name} {n}" for name, n in row["phases"].items()))
     print(f"{row['passes run']:.1f} passes were run; largest resident size {row['GiB']:.2f} GiB", flush=True)
 
 
@@ -216,10 +218,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three layers, few latents: only to see that it runs")
     parser.add_argument("--curve", nargs="*", choices=CURVES, help="cost against these; by default all of them")
+    parser.add_argument("--explorers", action="store_true", help="also what can be looked at")
     parser.add_argument("--case", type=json.loads, help="for the processes that it starts")
     asked = parser.parse_args()
     disable_progress_bar()
     if asked.case: print(json.dumps(measure(asked.case)))
-    elif asked.curve is None: report(SMALL if asked.quick else CASE)
+    elif asked.curve is None: report((SMALL if asked.quick else CASE) | {"explorers": asked.explorers})
     else:
         for what in asked.curve or CURVES: curve(what)

@@ -18,15 +18,17 @@ HIDDEN = {"hide", "export", "exporti", "default_exp"}
 def link(url, cfg):
     "The address in README.md of what the notebook calls `url`: pages on the doc site, files in the repository."
     page, hash_, anchor = url.partition("#")
+    if page and ":" not in page and not page.endswith(".ipynb"): return f"nbs/{url}"  # such as a picture
     if page.endswith(".ipynb") and "://" not in page:
         return f"{cfg.doc_host}{cfg.doc_baseurl}/{_nbpath2html(PurePosixPath(page))}{hash_}{anchor}"
     return url.removeprefix(f"{cfg.git_url}/blob/{cfg.branch}/")
 
 
 def outputs(cell):
-    "The cell's saved outputs: markdown where there is some, else plain text. Errors and stderr are left out."
+    "The cell's saved outputs: markdown where there is some, else plain text. Errors, stderr and frames are left out."
     for out in cell.get("outputs", []):
         data = out.get("data", {})
+        if "<iframe" in "".join(data.get("text/html", "")): continue  # alive on the doc site only
         if "text/markdown" in data: yield "".join(data["text/markdown"])
         elif "text/plain" in data and "image/png" not in data: yield fence("".join(data["text/plain"]))
         elif out["output_type"] == "stream" and out["name"] == "stdout": yield fence("".join(out["text"]))

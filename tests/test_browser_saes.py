@@ -57,7 +57,7 @@ def a_latent_panel(sae="topk", section="IO:z@END", values=("Mary", "John", "Anna
     about = [{"name": value, "prompts": 3, "latent": "L1.resid_pre #0" if i == 0 else None, "form": form,
               "reason": f"{form} in words"} for i, (value, form) in enumerate(zip(values, forms))]
     return {"sae": sae, "section": section, "attribute": "IO", "values": about, "latents": latents,
-            "others": [{"attribute": "S", "values": ["Tom"], "f1": [[0.8]] * n}],
+            "others": [{"attribute": "S", "values": ["Tom"], "f1": [[0.999]] * n}],
             "prompts": [{"tokens": ["When", token, " went"], "value": values[0]},
                         {"tokens": ["So", " it", " is"], "value": values[1]}],
             "left_out": {"values": 0, "latents": 5}}

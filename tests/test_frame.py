@@ -272,7 +272,8 @@ def sidebar(node):
 def test_sidebar_lists_every_notebook():
     listed = sidebar(yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"])
     assert not set(NOTEBOOKS) - set(listed), "not in the sidebar in _quarto.yml"
-    assert not set(listed) - set(NOTEBOOKS), "in the sidebar in _quarto.yml, but there is no such notebook"
+    made = {"api.qmd", "changelog.qmd"}  # by scripts/pages.py
+    assert not set(listed) - set(NOTEBOOKS) - made, "in the sidebar in _quarto.yml, but there is no such notebook"
     rooms = [f for f in listed if ROOM.fullmatch(f)]
     assert rooms == sorted(rooms), "the sidebar's rooms are not in the order of their numbers"
 

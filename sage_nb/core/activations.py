@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Edits', 'Look', 'Node', 'Prompts', 'hooks_of', 'SilentHooks', 'hooked', 'n_heads',
-           'absence', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'remembered', 'capture',
-           'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several', 'run_each', 'differentiate', 'gradients',
-           'Passes', 'count_passes', 'watching']
+           'absence', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'batches_of', 'remembered',
+           'capture', 'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several', 'run_each', 'differentiate',
+           'gradients', 'Passes', 'count_passes', 'watching']
 
 # %% ../../nbs/1_core/12_activations.ipynb #256faa34
 import re
@@ -359,6 +359,15 @@ def fitting_batch(
     fit = free_memory(device) // 4 // max(1, prompt_bytes(model, prompts))
     return max(1, min(fit, _MOST.get(device.type, 64)))
 
+
+def batches_of(
+    model,
+    prompts: Prompts,
+    batch_size: int | None = None,  # prompts run at once; None is as many as fit
+) -> list[slice]:
+    "The prompts in consecutive batches."
+    return prompts.slices(fitting_batch(model, prompts, batch_size))
+
 # %% ../../nbs/1_core/12_activations.ipynb #74fac43f
 def _capture(model, batch, nodes):
     "The activations at `nodes`, from a run of the model on one batch."
@@ -425,6 +434,9 @@ def _recall(model, batch, nodes):
     return {node: acts[node] for node in nodes}
 
 
+def _put_on(device, acts): return acts if device is None else {node: x.to(device) for node, x in acts.items()}
+
+
 @torch.no_grad()
 def capture(
     model,
@@ -432,12 +444,13 @@ def capture(
     nodes: Iterable[Node | str],  # `head=None` at a site with heads takes all; `position=None` takes every token
     batch_size: int | None = None,  # prompts run at once; None is as many as fit
     progress: bool = False,
+    device: torch.device | str | None = None,  # where each batch is put; None leaves it where the model is
 ) -> dict[Node, Float[Tensor, "prompt ..."]]:  # prompt, then pos if the node has none, then head if it has none, then d
     "The activations at `nodes`."
     nodes = _nodes(model, prompts, nodes)
-    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
+    batches = batches_of(model, prompts, batch_size)
     bar = tqdm(batches, desc="capture", disable=not progress, leave=False)
-    parts = [_recall(model, prompts[rows], nodes) for rows in bar]
+    parts = [_put_on(device, _recall(model, prompts[rows], nodes)) for rows in bar]
     if len(parts) == 1: return parts[0]
     return {node: torch.cat([part[node] for part in parts]) for node in nodes}
 
@@ -542,7 +555,7 @@ def clean_run(
 ) -> CleanRun:
     "What runs with edits need to know of the clean run."
     starts = sorted(set(range(model.cfg.n_layers) if starts is None else starts))
-    runs, batches, whole = [], prompts.slices(fitting_batch(model, prompts, batch_size)), False
+    runs, batches, whole = [], batches_of(model, prompts, batch_size), False
     for rows in batches:
         batch = prompts[rows]
         with recording(model, batch.tokens, starts, whole) as noted, hooked(model, [_at_end(model, batch)]):
@@ -661,7 +674,7 @@ def prompt_losses(
     if (prompts.index("END") == 0).any():
         row = int((prompts.index("END") == 0).int().argmax())
         raise ValueError(f"prompt {row} has END at its first token, so nothing in it is predicted: leave it out")
-    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
+    for rows in batches_of(model, prompts, batch_size):
         batch, fwd = prompts[rows], []
         for node in _ordered(edits): fwd += _edit_hooks(node, batch, edits[node][rows])
         results.append(_batch_losses(model, batch, fwd))
@@ -841,7 +854,7 @@ def gradients(
     "The gradient of each prompt's metric with respect to the activations at `nodes`."
     parts = {node: [] for node in _nodes(model, prompts, nodes)}
     looks = {node: kept.append for node, kept in parts.items()}
-    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
+    batches = batches_of(model, prompts, batch_size)
     for rows in batches: differentiate(model, prompts[rows], metric, rows, backward=looks)
     return {node: torch.cat(kept) for node, kept in parts.items()}
 

@@ -99,12 +99,10 @@ def means(evidence):
 def resampled_means(evidence, n_resamples: int = 2000, seed: int = 0):
     "The means of each resample: the prompt axis becomes an axis of resamples."
     n = n_prompts(evidence)
-    counts = resample_counts(n, n_resamples, seed)
-
-    def resample(x):
-        flat = x.detach().cpu().double().reshape(n, math.prod(x.shape[1:]))
-        return (counts @ flat / n).reshape(n_resamples, *x.shape[1:])
-    return each(resample, evidence)
+    columns = [x.detach().cpu().double().reshape(n, math.prod(x.shape[1:])) for _, x in named(evidence)]
+    resampled = resample_counts(n, n_resamples, seed) @ torch.cat(columns, 1) / n  # all in one product
+    parts = iter(resampled.split([part.shape[1] for part in columns], 1))
+    return each(lambda x: next(parts).reshape(n_resamples, *x.shape[1:]), evidence)
 
 # %% ../../nbs/1_core/18_intervals.ipynb #a400193d
 LEVELS = (0.025, 0.975)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.activations import Node, fitting_batch
+from ..core.activations import Node, batches_of
 from .units import along
 from ..saes.reconstruction import Decomposition, ProjectionSettings, decompose
 from ..saes.sets import SAESet
@@ -145,7 +145,7 @@ def find_edits(
     edits = {node: [] for node in bench.section.nodes}
     if latents.counterfactual is None: raise ValueError("the counterfactuals were not read; an edit needs them too")
     prompts = bench.task.prompts
-    for rows in prompts.slices(fitting_batch(bench.model, prompts, bench.batch_size)):
+    for rows in batches_of(bench.model, prompts, bench.batch_size):
         for node, made in edits.items():
             here, there = latents.source[node].at(rows), latents.counterfactual[node].at(rows)
             made.append(choose_edits(bench.acts[node][rows], bench.goal[node][rows], here, there, k))

@@ -58,18 +58,20 @@ def put_in(
     read: NamedUnits,
     attribute: str,
     rankings: Sequence[np.ndarray],
-    index: Int[Tensor, "prompt"],  # which value each training prompt has
+    index: Int[Tensor, "prompt"],  # which value each training prompt has, -1 for another
 ) -> Float[Tensor, "value k d"]:
     "What the first units of each value add on average in training prompts with that value."
-    units, terms = read.names[attribute].units, read.train.latents
-    table = terms.new_zeros(len(rankings), len(NAMED_KS), terms.shape[-1])
-    for value, rows in enumerate(rankings):
-        having = (index == value).numpy()[units.prompt]
-        for i, row in enumerate(rows[: NAMED_KS[-1]]):
-            mine = having & (units.unit == row)
-            added = terms[units.prompt[mine], units.slot[mine]].sum(0) / max(int((index == value).sum()), 1)
-            table[value, torch.tensor([k > i for k in NAMED_KS])] += added
-    return table
+    units, terms, most = read.names[attribute].units, read.train.latents, NAMED_KS[-1]
+    place = np.full((len(units), len(rankings)), most)  # of each unit in each value's list
+    for value, rows in enumerate(rankings): place[rows[:most], value] = np.arange(len(rows[:most]))
+    value = index.numpy()[units.prompt]
+    chosen = (value >= 0) & (place[units.unit, value] < most)
+    row = torch.from_numpy((value * most + place[units.unit, value])[chosen]).to(terms.device)
+    sums = terms.new_zeros(len(rankings) * most, terms.shape[-1])
+    sums.index_add_(0, row, terms[units.prompt[chosen], units.slot[chosen]])
+    having = index[index >= 0].bincount(minlength=len(rankings)).clamp(min=1).to(terms.device)
+    of_first = sums.view(len(rankings), most, -1).cumsum(1)[:, [k - 1 for k in NAMED_KS]]
+    return of_first / having[:, None, None]
 
 # %% ../../nbs/6_measures/68_named.ipynb #319920cb
 def named_steps(

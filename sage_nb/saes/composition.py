@@ -16,7 +16,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.activations import Node, capture, fitting_batch
+from ..core.activations import Node, batches_of, capture
 from ..core.attention import Attention, key_head, norm_gain
 from ..truth.dictionaries import Dictionaries
 from ..truth.features import Dictionary
@@ -71,7 +71,7 @@ def _rotated(
 def _meetings(model, prompts, query: Node, key: Node, batch_size: int) -> Iterator[_Meeting]:
     "Batch by batch, a head's query and key."
     _check_head(model, query, key)
-    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
+    for rows in batches_of(model, prompts, batch_size):
         batch = prompts[rows]
         acts = capture(model, batch, Attention.reads(model, query.layer), batch_size)
         attention = Attention.of(model, query.layer, acts)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.activations import (
-    Node, Prompts, absence, capture, check_model, fitting_batch, hooks_of, prompt_losses)
+    Node, Prompts, absence, batches_of, capture, check_model, hooks_of, prompt_losses)
 from ..core.models import EMBEDDED, same_model
 from .adapters import MLP_READS, WRITTEN
 from .codes import CENTRED, Codes, SparseSAE
@@ -101,7 +101,7 @@ def next_token_loss(
     if place is not None and (place.position, place.head) != (None, None):
         raise ValueError(f"place {place} must be of all heads and all tokens, such as {Node(place.site, place.layer)}")
     losses = []
-    for rows in prompts.slices(fitting_batch(model, prompts, batch_size)):
+    for rows in batches_of(model, prompts, batch_size):
         batch = prompts[rows]
         edits = {} if place is None else {place: _changed(model, batch, place, change, reads or place)}
         losses.append(prompt_losses(model, batch, edits, len(batch)))

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core.activations import HEAD_SITES, Node, Prompts, capture, fitting_batch, n_heads
+from ..core.activations import HEAD_SITES, Node, Prompts, batches_of, capture, n_heads
 from ..core.attention import Attention, key_head
 from ..core.sublayers import Reader, Writer, require_identity
 from .codes import Codes, SparseSAE
@@ -362,7 +362,7 @@ def _runs(model, prompts: Prompts, nodes, saes: SAESet | SparseSAE, settings: Pr
     "Batch by batch: rows, the run with all that the nodes need, and the plan for each node."
     if isinstance(saes, SparseSAE): saes = SAESet(saes.name, {saes.node: saes})
     plan, maps = projection_plan(model, prompts, nodes, saes, settings), _Maps(model)
-    batches = prompts.slices(fitting_batch(model, prompts, batch_size))
+    batches = batches_of(model, prompts, batch_size)
     for rows in batches: yield rows, _Run(maps, prompts[rows], list(plan), saes, settings), plan
 
 

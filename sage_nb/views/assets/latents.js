@@ -42,11 +42,11 @@ sage.register("latents", (root, data, tools) => {
   }
   function cell(panel, latent, row, column, now) {
     const x = column.at(latent, row);
-    const digits = Math.abs(x) < 0.995 ? fixed(x).replace(/^(−?)0\./, "$1.") : tools.number(x, 1);
-    const shown = x === null || Math.abs(x) < 0.095 ? "" : digits;
+    const digits = Math.abs(x) < 0.995 ? fixed(x) : tools.number(x, 1);
+    const shown = x === null || Math.abs(x) < 0.095 ? "" : digits.replace(/^(−?)0\./, "$1.");
     const named = column.latent === latent.name;
     const pressed = now.row === row && (column.i === undefined ? column.name === state.get("value") : now.column === column.i);
-    const said = column.kind === "f1" ? `F1 ${fixed(x)}` : `effect ${fixed(x)}`;
+    const said = `${column.kind === "f1" ? "F1" : "effect"} ${digits}`;  // holds what is shown
     const button = el("button", {
       type: "button", class: named ? "cell named" : "cell", "aria-pressed": String(pressed),
       style: column.kind === "f1" ? sequential(x) : diverging(x), "aria-label": `${latent.name}, ${column.name}: ${said}`,
