@@ -184,7 +184,7 @@ def _rows(sae: str, card: pd.DataFrame, evidence: Mapping[str, Sequence[Evidence
     for part, e in part_estimates(evidence[sae]).items(): first |= {f"{part}_lo": e.lo, f"{part}_hi": e.hi}
     return first, *rest
 
-
+# %% ../../nbs/9_lab/96_cells.ipynb #96304c54
 _SHARED = ("true runs", "ground truth")  # phases of an evaluation whose work other cells find
 
 

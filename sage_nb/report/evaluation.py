@@ -352,7 +352,7 @@ def _report(
         notes=_notes(sections, trials, figures) + _tell(evidence, plain, scored) + _failures(counted, scored),
         evidence=evidence, discovery=sections)
 
-
+# %% ../../nbs/8_report/83_evaluation.ipynb #a227f752
 def _card(
     trials: list[SectionTrial],
     sections: CrossSections,
@@ -488,7 +488,7 @@ class _Shared:
         self.grounds[ground.bench.section.name] = ground
         self.size += size
 
-
+# %% ../../nbs/8_report/83_evaluation.ipynb #0c7b9aa1
 _shared: ContextVar[_Shared | None] = ContextVar("shared by evaluations", default=None)
 
 
