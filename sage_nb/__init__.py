@@ -11,7 +11,7 @@ _HOMES = {
     "task_from_rows": "tasks.task", "find_cross_sections": "discovery.sections",
     "fit_dictionaries": "truth.dictionaries", "SAESet": "saes.sets", "load_saes": "saes.sets",
     "certificate": "measures.certificate", "SageReport": "report.report", "evaluate": "report.evaluation",
-    "validate_score": "report.validation",
+    "validate_score": "report.validation", "score": "lab.sweeps", "sweep": "lab.sweeps",
 }
 __all__ = list(_HOMES)
 

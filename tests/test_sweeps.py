@@ -1,0 +1,242 @@
+"""Sweeps: what is finished stays finished, whatever ends a run; and the numbers are those of an unbroken one."""
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sage_nb.lab import sweeps
+from sage_nb.lab.cells import CellError, cell_path, cells_in, read_cell
+from sage_nb.lab.sweeps import SweepOptions, ground_of_bytes, is_done, sweep, sweep_items
+
+FEW = SweepOptions(sites=("v",), attributes=("IO",), tests=(1, 3))
+SETS = ["tiny-gpt2-res-topk", "tiny-gpt2-res-standard", "tiny-gpt2-res-topk-frozen-encoder"]
+PROGRAM = """
+import sys
+from sage_nb.lab.sweeps import SweepOptions, sweep
+few = SweepOptions(sites=("v",), attributes=("IO",), tests=(1, 3))
+sweep("tiny-gpt2", "ioi", sys.argv[2:], sys.argv[1], n=64, options=few, progress=False)
+"""
+
+
+def swept(out, saes=SETS, **others):
+    return sweep("tiny-gpt2", "ioi", saes, out, n=64, options=FEW, progress=False, **others)
+
+
+def numbers(result):
+    "All that must not depend on how a sweep went; evidence by the hash of its bytes."
+    return {c.key.name: (c.status, c.methods, c.margin, c.sections, c.evidence) for c in result.cells}
+
+
+def files_in(out): return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Each process computes on one thread: sums over several may differ in the last bit."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    "A sweep that nothing disturbed."
+    return swept(tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture
+def out(unbroken, tmp_path):
+    "A copy of its folder."
+    return shutil.copytree(unbroken.out, tmp_path / "results")
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    def work(*args, **others): raise AssertionError("the work began before everything was checked")
+    monkeypatch.setattr(sweeps, "find_ground", work)
+
+
+def path_of(out, name):
+    "The file of a set's cell."
+    return next(cell_path(out, cell.key) for cell in cells_in(out).cells if cell.key.sae == name)
+
+
+def test_a_sweep_that_is_done_does_nothing(unbroken, out, no_work):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = swept(out)
+    assert (unbroken.made, again.made, again.status) == (3, 0, 0) and numbers(again) == numbers(unbroken)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path != out} == {
+        path: was for path, was in before.items() if path != out}
+
+
+def test_a_dry_run_writes_nothing(tmp_path, unbroken, no_work):
+    plan = swept(tmp_path / "new", dry_run=True)
+    assert (plan.to_do, plan.seconds, plan.table.cells.tolist()) == (3, None, [3]) and plan.disk > 0
+    assert not (tmp_path / "new").exists()
+    more = sweep("tiny-gpt2", "ioi", SETS, unbroken.out, seeds=[0, 1], n=64, options=FEW, dry_run=True)
+    assert more.table.done.tolist() == [3, 0] and more.seconds > 0 and more.memory > 2**20
+
+
+# Ends of all kinds
+
+def test_after_a_kill_the_rest_is_made_and_the_numbers_are_the_same(unbroken, tmp_path):
+    run = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path), *SETS])
+    try:
+        while not list(tmp_path.glob("cells/*.json")):
+            assert run.poll() is None, "it ended by itself"
+            time.sleep(0.01)
+    finally: run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    made = len([*tmp_path.glob("cells/*.json")])
+    assert made < 3 and not cells_in(tmp_path).refused
+    half = path_of(unbroken.out, SETS[0]).name
+    (tmp_path / "cells" / f".{half}.{sweeps.socket.gethostname()}.{run.pid}.0badcafe.part").write_text("{")
+    again = swept(tmp_path)
+    assert again.made == 3 - made and numbers(again) == numbers(unbroken)
+    assert files_in(tmp_path) == files_in(unbroken.out), "nothing half written is left"
+
+
+def test_ctrl_c_keeps_what_is_finished(unbroken, out, monkeypatch):
+    path_of(out, SETS[1]).unlink()
+    path_of(out, SETS[2]).unlink()
+    evaluate = sweeps.evaluate
+
+    def stopped(model, task, sections, truth, saes, **others):
+        if saes.name == SETS[2]: signal.raise_signal(signal.SIGINT)
+        return evaluate(model, task, sections, truth, saes, **others)
+    monkeypatch.setattr(sweeps, "evaluate", stopped)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught: swept(out)
+    finally: signal.signal(signal.SIGINT, before)
+    assert "1 of 2 cells were made and are kept" in caught.value.__notes__[0]
+    assert [is_done(out, cell.key) for cell in unbroken.cells] == [True, True, False]
+
+
+def test_a_full_disk_ends_the_sweep_and_loses_nothing(unbroken, out, monkeypatch):
+    lost = path_of(out, SETS[1])
+    lost.unlink()
+
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def quick(*args, **others): raise RuntimeError("it would have taken long")
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "evaluate", quick)
+        patch.setattr(sweeps, "write_cell", full)
+        with pytest.raises(OSError, match="No space left") as caught: swept(out)
+    assert "0 of 1 cells were made" in caught.value.__notes__[0] and not lost.exists()
+    assert len(cells_in(out).cells) == 2
+
+
+def test_too_little_room_is_seen_before(tmp_path, monkeypatch, no_work):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="0 MiB free: make room, or give another folder"): swept(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that not even root can write to")
+def test_a_folder_that_cannot_be_written_to_is_seen_before(tmp_path, no_work):
+    with pytest.raises(OSError): swept("/proc/self")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="name a folder"): swept(tmp_path / "file")
+
+
+def test_a_cell_that_fails_is_recorded_and_the_sweep_goes_on(unbroken, out, monkeypatch):
+    for name in SETS[:2]: path_of(out, name).unlink()
+    evaluate = sweeps.evaluate
+
+    def broken(model, task, sections, truth, saes, **others):
+        if saes.name == SETS[0]: raise RuntimeError("the GPU is gone")
+        return evaluate(model, task, sections, truth, saes, **others)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "evaluate", broken)
+        found = swept(out)
+    assert (found.status, found.made, [c.status for c in found.cells]) == (1, 2, ["failed", "done", "done"])
+    assert found.failed[0].error.startswith("RuntimeError: the GPU is gone (test_sweeps.py, line")
+    assert "the same sweep again tries those that failed" in str(found) and "the GPU is gone" in str(found)
+    record = json.loads(json.dumps(found.record()))
+    assert record["failed"] == 1 and [row["status"] for row in record["cells"]] == ["failed", "done", "done"]
+    again = swept(out)
+    assert (again.status, again.made) == (0, 1) and numbers(again) == numbers(unbroken)
+
+
+# Files that are not what they should be
+
+def cut(path): path.write_bytes(path.read_bytes()[:-20])
+
+
+def put_a_page(path): path.write_text("<html>404 Not Found</html>")
+
+
+def change_a_number(path): path.write_text(path.read_text().replace('"score": 0.', '"score": 1.', 1))
+
+
+def empty(path): path.write_bytes(b"")
+
+
+def nest(path): path.write_text("[" * 100_000)
+
+
+def put_a_number(path): path.write_text("12")
+
+
+@pytest.mark.parametrize("damage", [cut, put_a_page, change_a_number, empty, nest, put_a_number])
+def test_a_damaged_cell_is_not_taken_for_one(damage, unbroken, out):
+    path = path_of(out, SETS[0])
+    damage(path)
+    with pytest.raises(CellError, match="run the sweep again"): read_cell(path)
+    assert [is_done(out, cell.key) for cell in unbroken.cells] == [False, True, True]
+    assert [*cells_in(out).refused] == [path.name]
+
+
+def test_what_is_damaged_is_made_again(unbroken, out):
+    "A cell that is cut, one in another's place, evidence with a changed bit, and a ground truth that is a web page."
+    first, second, third = (path_of(out, name) for name in SETS)
+    cut(first)
+    shutil.copy(third, second)
+    own = out / "evidence" / f"{read_cell(third).evidence[SETS[2]]}.safetensors"
+    content = own.read_bytes()
+    own.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ground = next((out / "shared").iterdir())
+    put_a_page(ground)
+    again = swept(out)
+    assert again.made == 3 and numbers(again) == numbers(unbroken) and files_in(out) == files_in(unbroken.out)
+    assert ground_of_bytes(ground.read_bytes()).truth.digest == ground_of_bytes(
+        next((unbroken.out / "shared").iterdir()).read_bytes()).truth.digest
+
+
+def test_a_lost_file_of_evidence_is_noticed(unbroken, out):
+    cell = unbroken.cells[0]
+    (out / "evidence" / f"{cell.evidence[SETS[0]]}.safetensors").unlink()
+    assert [is_done(out, cell.key) for cell in unbroken.cells] == [False, True, True]
+
+
+# Workers, and what a cell is named by
+
+def test_two_workers_in_another_order_find_the_same_numbers(unbroken, tmp_path):
+    found = swept(tmp_path, SETS[::-1], jobs=2)
+    assert found.made == 3 and numbers(found) == numbers(unbroken)
+    assert files_in(tmp_path) == files_in(unbroken.out)
+
+
+def test_workers_need_names(model, tmp_path, no_work):
+    with pytest.raises(ValueError, match="give them by name or folder"):
+        sweep(model, "ioi", SETS, tmp_path, n=64, options=FEW, jobs=2, progress=False)
+    with pytest.raises(ValueError, match="backend 'slurm' is not one of loky"): swept(tmp_path, backend="slurm")
+
+
+def test_all_that_decides_numbers_is_in_the_name():
+    def names(n=64, options=FEW, seeds=(0,)):
+        return [item.key.name for item in sweep_items("tiny-gpt2", "ioi", SETS[0], seeds, n, options)]
+    others = [names(n=65), names(seeds=[1]), names(options=SweepOptions(("v",), ("IO",), tests=(1,))),
+              names(options=SweepOptions(("v", "z"), ("IO",), tests=(1, 3)))]
+    assert names() == names() and len({*names(), *sum(others, [])}) == 5
