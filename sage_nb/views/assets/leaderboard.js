@@ -14,7 +14,7 @@ sage.register("leaderboard", (root, data, tools) => {
   const signed = (x) => (x > 0 && fixed(x) !== "0.00" ? "+" : "") + fixed(x);
   const short = (x) => fixed(x).replace(/^(−?)0\./, "$1.");
   const said = (e) => (e && !missing(e[0]) ? `${fixed(e[0])} [${fixed(e[1])}, ${fixed(e[2])}]` : "–");
-  const room = () => Math.min(640, Math.max(280, (root.clientWidth || document.documentElement.clientWidth - 40)));
+  const room = () => Math.max(260, Math.min(640, plot.clientWidth || 480));
 
   // What is chosen
 
@@ -56,6 +56,7 @@ sage.register("leaderboard", (root, data, tools) => {
     while (n < 200 && n < names[0].length && names.every((name) => name[n] === names[0][n])) n += 1;
     return Math.max(...["-", "_", "/", " ", "."].map((mark) => names[0].lastIndexOf(mark, n - 1) + 1));
   }
+  const begin = () => (common() ? `, whose names begin with ${cut(board().saes[0].name.slice(0, common()), 60)}` : "");
   const brief = (i, limit) => {
     const {name} = board().saes[i];
     return word(name.slice(common()) || name, {limit, title: cut(name, 400)});
@@ -67,9 +68,9 @@ sage.register("leaderboard", (root, data, tools) => {
   function strip(cell, i) {
     if (!cell) return "–";
     const [v, lo, hi] = cell.numbers[0];
-    const x = (share) => 4 + 92 * Math.min(Math.max(share, 0), 1);
+    const x = (share) => 4 + 72 * Math.min(Math.max(share, 0), 1);
     const ink = isMarked(i) ? mark(i) : GREY;
-    const picture = svg("svg", {viewBox: "0 0 100 18", width: 100, height: 18, "aria-hidden": "true"},
+    const picture = svg("svg", {viewBox: "0 0 80 18", width: 80, height: 18, "aria-hidden": "true"},
       svg("line", {class: "guide", x1: x(0), x2: x(1), y1: 9, y2: 9}),
       [0, 0.5, 1].map((share) => svg("line", {class: "guide", x1: x(share), x2: x(share), y1: 5, y2: 13})),
       svg("rect", {x: x(lo), y: 5, width: Math.max(x(hi) - x(lo), 1), height: 8, rx: 2, style: `fill:${ink}`, opacity: 0.4}),
@@ -83,7 +84,7 @@ sage.register("leaderboard", (root, data, tools) => {
     const of = (key, name, text, help) => ({key, name, help, number: true, show: (_, row) => plain(row.cell && row.cell[key], text),
       order: (row) => (row.cell ? row.cell[key] : null)});
     const columns = [
-      {key: "name", name: "SAE", show: (name, row) => el("span", {class: "method"}, dot(row.i), word(name, {limit: 48}))},
+      {key: "name", name: "SAE", show: (_, row) => el("span", {class: "method"}, dot(row.i), brief(row.i, 48))},
       {key: "score", name: "score", number: true, help: "1 is what the ground truth reaches; with its 95 % interval",
         show: (_, row) => strip(row.cell, row.i), order: (row) => value(row.cell, 0)},
       of("margin", "margin", signed, "how far above the best baseline that knows no feature"),
@@ -97,7 +98,7 @@ sage.register("leaderboard", (root, data, tools) => {
     ];
     const keys = columns.map((column) => column.key);
     return sortable({
-      caption: `${taskNames()[t]} on ${board().model}: ${plural(rows.length, "SAE")}`, columns, rows,
+      caption: `${taskNames()[t]} on ${board().model}: ${plural(rows.length, "SAE")}${begin()}`, columns, rows,
       sort: keys.includes(state.get("sort")) ? state.get("sort") : null, descending: state.get("down") === "yes",
       rowOf: (row) => (isMarked(row.i) ? {class: "chosen"} : {}),
       sorted: (by, isDown) => {
@@ -249,7 +250,7 @@ sage.register("leaderboard", (root, data, tools) => {
     const verdict = !pair ? "not compared" : real ? "real" : "cannot be told apart";
     const label = `${cut(a, 50)} minus ${cut(b, 50)}: ${pair ? said([pair.d, pair.lo, pair.hi]) : "–"}, ${verdict}`;
     const [first, second] = two();
-    return tip(el("button", {type: "button", class: "cell", style: real ? tools.diverging(pair.d, board().largest) : null,
+    return tip(el("button", {type: "button", class: "cell", style: real ? tools.diverging(pair.d, board().largest) : "background:var(--paper);color:var(--ink)",
       "aria-label": label, "aria-pressed": String(i === first && j === second), "data-cell": `${i},${j}`,
       onclick: () => {
         state.set({a, b});
@@ -316,5 +317,10 @@ sage.register("leaderboard", (root, data, tools) => {
     heading("Which differences are real?"),
     count, pickers, sentence, against);
   draw();
-  window.addEventListener("resize", drawWide);
+  let width = 0; // the plot is drawn again where its place gets wider
+  new ResizeObserver(([entry]) => {
+    if (Math.round(entry.contentRect.width) === width) return;
+    width = Math.round(entry.contentRect.width);
+    drawWide();
+  }).observe(plot);
 });
