@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'SCHEMA_OF_CELLS', 'canonical', 'CellKey', 'key_of', 'part_
            'evidence_bytes', 'tensors_of', 'write_whole', 'cell_path', 'write_cell', 'CellError', 'read_cell',
            'read_evidence', 'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
 
-# %% ../../nbs/9_lab/96_cells.ipynb #39cb84c6
+# %% ../../nbs/9_lab/96_cells.ipynb #7775bd43
 import hashlib
 import json
 import math
@@ -37,7 +37,7 @@ from ..report.trials import FLOOR, IDENTITY, twin_name
 from ..saes.sets import SAESet
 from ..tasks.task import Task
 
-# %% ../../nbs/9_lab/96_cells.ipynb #f2de3620
+# %% ../../nbs/9_lab/96_cells.ipynb #1cc1744b
 def canonical(
     value,  # of JSON
 ) -> str:
@@ -77,7 +77,9 @@ class CellKey:
         rest = {name: value for name, value in asdict(self).items() if name not in ("sae", "sae_hash")}
         return _hash(canonical(rest).encode())[:16]
 
-    def __str__(self): return f"{self.sae} on {self.task}, {self.model}" + ("" if self.seed is None else f", seed {self.seed}")
+    def __str__(self):
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f"{self.sae} on {self.task}, {self.model}{seed}"
 
 
 def key_of(
@@ -94,7 +96,7 @@ def key_of(
     return CellKey(name, model_hash(model), revision, flags, dtype, task.name, task.digest, len(task), seed,
                    saes.name, saes.digest, json.loads(canonical(dict(settings))))
 
-# %% ../../nbs/9_lab/96_cells.ipynb #b4066e07
+# %% ../../nbs/9_lab/96_cells.ipynb #3e1d0d9c
 def part_estimates(
     evidence: Sequence[Evidence],  # of one SAE, one per section that counts
 ) -> dict[str, Estimate]:
@@ -116,14 +118,14 @@ def kind_of(
     ours = {sae: "sae", twin_name(sae): "twin", FLOOR: "floor", SKYLINE: "skyline", IDENTITY: "identity"}
     return ours.get(method, "PCA")
 
-# %% ../../nbs/9_lab/96_cells.ipynb #8c817946
+# %% ../../nbs/9_lab/96_cells.ipynb #83164e0c
 @dataclass(frozen=True)
 class Cell:
     "One result: what was found, or why nothing was."
     key: CellKey
     status: str = "done"  # or failed
     error: str = ""  # why it failed
-    methods: tuple[dict, ...] = ()  # a row each, the set first: sae, kind, score, parts, each with _lo and _hi
+    methods: tuple[dict, ...] = ()  # a row each, the set first: sae, kind, score, score_lo, score_hi, parts
     margin: dict = field(default_factory=dict)  # over the best baseline: value, lo, hi, over
     fit: str = ""  # good, doubtful or refused, perhaps forced
     about: dict = field(default_factory=dict)  # of the set: architecture, d_sae, d_in, l0, places, loss recovered
@@ -152,7 +154,7 @@ class Cell:
                 "seconds": self.cost.get("seconds"), "frame": key.frame, "cell": key.name, "error": self.error}
         return first | own | margin | rest
 
-# %% ../../nbs/9_lab/96_cells.ipynb #9f679ef7
+# %% ../../nbs/9_lab/96_cells.ipynb #1f1487cc
 def _finite(value):
     "A number for JSON: None where it is none."
     if value is None or isinstance(value, (bool, str)): return value
@@ -168,13 +170,19 @@ def _jsonable(value):
     return _finite(value) if hasattr(value, "__float__") or value is None or isinstance(value, str) else str(value)
 
 
-def _method(name: str, sae: str, card: pd.DataFrame, evidence: Sequence[Evidence]) -> dict:
+def _method(name: str, sae: str, card: pd.DataFrame) -> dict:
     "The row of one method."
-    row = {"sae": name, "kind": kind_of(name, sae), "score": card.at[name, "score"],
-           "score_lo": card.at[name, "lo"], "score_hi": card.at[name, "hi"]}
-    for part, e in part_estimates(evidence).items():
-        row |= {part: e.value, f"{part}_lo": e.lo, f"{part}_hi": e.hi}
-    return _jsonable(row)
+    row = card.loc[name]
+    parts = {part: row[part] for part in PARTS if part in card}
+    score = {"score": row["score"], "score_lo": row["lo"], "score_hi": row["hi"]}
+    return _jsonable({"sae": name, "kind": kind_of(name, sae), **score, **parts})
+
+
+def _rows(sae: str, card: pd.DataFrame, evidence: Mapping[str, Sequence[Evidence]]) -> tuple[dict, ...]:
+    "The rows of all methods, the set first, with the intervals of its parts."
+    first, *rest = (_method(name, sae, card) for name in evidence)
+    for part, e in part_estimates(evidence[sae]).items(): first |= {f"{part}_lo": e.lo, f"{part}_hi": e.hi}
+    return first, *rest
 
 
 def cell_of(
@@ -186,7 +194,7 @@ def cell_of(
     if key.sae not in report.evidence:
         raise ValueError(f"SAE {key.sae!r} is not in the report (has {', '.join(report.evidence)})")
     card, first = report.scorecard(), report.evidence[key.sae]
-    names = [key.sae, *(name for name in report.evidence if name != key.sae)]
+    evidence = {key.sae: first} | report.evidence  # the set first
     beside = report.margin(key.sae)
     margin = {"value": beside.difference.value, "lo": beside.difference.lo, "hi": beside.difference.hi,
               "over": beside.b}
@@ -194,14 +202,14 @@ def cell_of(
     spent = {"passes": sum(cost.get("passes", {}).values()), "seconds": sum(cost.get("seconds", {}).values()),
              "shared seconds": shared_seconds, "peak memory, MiB": cost.get("peak memory, MiB")}
     cell = Cell(
-        key, methods=tuple(_method(name, key.sae, card, report.evidence[name]) for name in names),
+        key, methods=_rows(key.sae, card, evidence),
         margin=_jsonable(margin), fit=str(card.at[key.sae, "fit"]), about=_jsonable(report.settings["saes"][key.sae]),
         sections=tuple(_jsonable({"section": e.section, "weight": e.weight, "measure": e.measure}) for e in first),
         cost=_jsonable(spent), notes=tuple(report.notes),
         settings=_jsonable({name: x for name, x in report.settings.items() if name not in ("saes", "doctor", "cost")}))
-    return cell, {name: report.evidence[name] for name in names}
+    return cell, evidence
 
-# %% ../../nbs/9_lab/96_cells.ipynb #e76390ad
+# %% ../../nbs/9_lab/96_cells.ipynb #351028ba
 def _packed(x: Tensor) -> Tensor:
     "The same numbers in bytes, where they are small whole ones."
     if x.dtype == torch.bool or not x.numel() or x.min() < 0 or x.max() > 255: return x
@@ -232,7 +240,7 @@ def tensors_of(
     if set(found) != set(kinds): raise ValueError("the tensors are not those that the file says")
     return {name: x.to(getattr(torch, kinds[name])) for name, x in found.items()}
 
-# %% ../../nbs/9_lab/96_cells.ipynb #7b572dfb
+# %% ../../nbs/9_lab/96_cells.ipynb #a07cbbcb
 FORMAT, SCHEMA_OF_CELLS = "sage_nb cell", 1
 _CELLS, _EVIDENCE = "cells", "evidence"  # folders
 
@@ -277,12 +285,13 @@ def write_cell(
         path = _evidence_path(folder, names[method])
         if not path.is_file() or path.read_bytes() != content: write_whole(path, content)
     record = _jsonable(asdict(replace(cell, evidence=names)))
-    head = {"format": FORMAT, "schema": SCHEMA_OF_CELLS, "sha256": hashlib.sha256(canonical(record).encode()).hexdigest()}
+    checksum = hashlib.sha256(canonical(record).encode()).hexdigest()
+    head = {"format": FORMAT, "schema": SCHEMA_OF_CELLS, "sha256": checksum}
     path = cell_path(folder, cell.key)
     write_whole(path, json.dumps(head | record, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return path
 
-# %% ../../nbs/9_lab/96_cells.ipynb #7d96cb50
+# %% ../../nbs/9_lab/96_cells.ipynb #1a8c272a
 class CellError(ValueError):
     "A file that is not the cell, or the evidence, that it should be."
 
@@ -320,7 +329,7 @@ def _built(path: Path, record: dict) -> Cell:
 
 _TYPES = {"str": str, "dict": dict, "tuple[dict, ...]": list, "tuple[str, ...]": list, "CellKey": dict}
 
-# %% ../../nbs/9_lab/96_cells.ipynb #3436d50b
+# %% ../../nbs/9_lab/96_cells.ipynb #40bb8e2a
 def read_cell(
     path: str | Path,  # of its file
 ) -> Cell:
@@ -338,10 +347,10 @@ def read_cell(
     if path.stem == cell.key.name: return cell
     raise CellError(f"{str(path)!r} holds the cell {cell.key.name} ({cell.key}): give it back its name")
 
-# %% ../../nbs/9_lab/96_cells.ipynb #442c6f97
+# %% ../../nbs/9_lab/96_cells.ipynb #d05769e4
 def _content(folder: str | Path, name: str) -> bytes:
     "A file of evidence, if it is what its name says."
-    if not re.fullmatch(r"[0-9a-f]{32}", str(name)): raise CellError(f"evidence {str(name)[:50]!r} is no name of a file")
+    if not re.fullmatch(r"[0-9a-f]{32}", str(name)): raise CellError(f"evidence {str(name)[:50]!r} names no file")
     path = _evidence_path(folder, name)
     if not path.is_file(): raise CellError(f"{str(path)!r} is missing: copy the folder whole, or run the sweep again")
     content = path.read_bytes()
@@ -375,10 +384,11 @@ def read_evidence(
                 if name.startswith(f"{i}|")}
         try: found.append(evidence_of_tensors(mine, about["section"], about["weight"], about["measure"]))
         except (KeyError, ValueError, TypeError) as error:
-            raise CellError(f"the evidence of cell {cell.key} on {method!r} is not whole ({error}): {_REMEDY}") from None
+            what = f"the evidence of cell {cell.key} on {method!r}"
+            raise CellError(f"{what} is not whole ({error}): {_REMEDY}") from None
     return found
 
-# %% ../../nbs/9_lab/96_cells.ipynb #5ee8ceab
+# %% ../../nbs/9_lab/96_cells.ipynb #c18c5301
 def compare_cells(
     folder: str | Path,  # of results
     a: Cell,
@@ -386,14 +396,15 @@ def compare_cells(
 ) -> Comparison:
     "The paired difference of two cells' scores; an error where their numbers do not belong side by side."
     for cell in (a, b):
-        if cell.status != "done": raise ValueError(f"cell {cell.key} failed ({cell.error}): there is nothing to compare")
+        if cell.status == "done": continue
+        raise ValueError(f"cell {cell.key} failed ({cell.error}): there is nothing to compare")
     if a.key.frame != b.key.frame or a.evidence[SKYLINE] != b.evidence[SKYLINE]:
         differ = [f.name for f in fields(CellKey) if getattr(a.key, f.name) != getattr(b.key, f.name)]
         raise ValueError(f"cells {a.key} and {b.key} were not found on the same prompts in the same way "
                          f"(they differ in {', '.join(differ) or 'the ground truth'}): compare cells of one frame")
     return compare(read_evidence(folder, a), read_evidence(folder, b), (a.key.sae, b.key.sae))
 
-# %% ../../nbs/9_lab/96_cells.ipynb #60b620c0
+# %% ../../nbs/9_lab/96_cells.ipynb #ecfe60e3
 class CellsFound(NamedTuple):
     "The cells of a folder."
     cells: list[Cell]
@@ -407,7 +418,7 @@ class CellsFound(NamedTuple):
 def cell_files(folder: str | Path) -> list[Path]:
     "The files of a folder of results that have the name of a cell."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {str(folder)!r} with results: sweep writes one")
+    if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {str(folder)!r} of results: sweep writes one")
     return sorted(path for path in (folder / _CELLS).glob("*.json") if re.fullmatch(r"[0-9a-f]{32}", path.stem))
 
 
