@@ -6,23 +6,18 @@
 __all__ = ['ALL_TASKS', 'MOST_SAES', 'MOST_COMPARED', 'facts', 'require_one_kind', 'results_in', 'leaderboard', 'comparisons',
            'leaderboard_explorer', 'dataset_folder', 'push_results', 'pull_results', 'save_saebench']
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #ae58ad04
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #39a82015
 import json
-import os
 import re
 import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import cache
-from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 
 from .cells import SKYLINE, Cell, cell_path, cells_in, read_evidence, write_whole
 from ..measures.score import PARTS
@@ -31,7 +26,7 @@ from ..report.many import (
 from ..report.report import saebench_file, saebench_record
 from ..views.explorers import Explorer, quantised, table_of
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #2fcac4bf
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #2615677b
 def _flat(name: str, value) -> Iterator[tuple[str, object]]:
     "Each leaf of nested dicts, by its path."
     if not isinstance(value, Mapping): yield name, value
@@ -49,11 +44,11 @@ def facts(
 ) -> dict[str, object]:
     "All that its numbers depend on, by name."
     found = {}
-    for name, value in asdict(cell.key).items(): found |= dict(_flat(name, value))
+    for name, value in vars(cell.key).items(): found.update(_flat(name, value))
     return found | {"sections": _within(cell.settings, "sections"),
                     "ground_truth": _within(cell.settings, "dictionaries", "hash")}
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #5c22d0db
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #9566fa37
 def _said(value) -> str: return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -62,9 +57,8 @@ def _wanted(value) -> set[str]:
     return {_said(list(x) if isinstance(x, tuple) else x) for x in (value if many else [value])} | {_said(list(value) if many else value)}
 
 
-def _chosen(cells: Sequence[Cell], where: Mapping) -> list[Cell]:
-    "The cells that have the values."
-    known = [(cell, facts(cell)) for cell in cells]
+def _chosen(known: Sequence[tuple[Cell, dict]], where: Mapping) -> list[tuple[Cell, dict]]:
+    "Of cells with their facts, those that have the values."
     names = dict.fromkeys(name for _, found in known for name in found)
     for name, value in where.items():
         if name not in names:
@@ -73,7 +67,7 @@ def _chosen(cells: Sequence[Cell], where: Mapping) -> list[Cell]:
         known = [(cell, found) for cell, found in known if _said(found.get(name)) in wanted]
         if known: continue
         raise ValueError(f"no result has {name} {value!r} (has {_counted(there)})")
-    return [cell for cell, _ in known]
+    return list(known)
 
 
 def _counted(values: Counter, most: int = 6) -> str:
@@ -81,7 +75,7 @@ def _counted(values: Counter, most: int = 6) -> str:
     words = [f"{value}: {n}" for value, n in values.most_common(most)]
     return ", ".join(words + ["…"] * (len(values) > most))
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #9e140b96
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #352a2df2
 _SAME = {  # for results that agree in these -> these must be the same, too
     (): ("score_version", "version", "settings."),
     ("model",): ("model_hash", "revision", "dtype", "flags."),
@@ -100,10 +94,9 @@ def _differing(known: Sequence[Mapping], names: Sequence[str]) -> dict[str, Coun
 
 
 def require_one_kind(
-    cells: Sequence[Cell],
+    known: Sequence[Mapping],  # facts of results
 ) -> None:
     "An error if their numbers do not belong in one table."
-    known = [facts(cell) for cell in cells]
     for scope, names in _SAME.items():
         groups: dict[tuple, list] = {}
         for found in known: groups.setdefault(tuple(found[name] for name in scope), []).append(found)
@@ -116,7 +109,7 @@ def require_one_kind(
             raise ValueError(f"results{of} differ in {said}: numbers of different kinds do not stand in one table. "
                              f"Choose one kind, such as where={{{name!r}: {values.most_common(1)[0][0]!r}}}")
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #446db39a
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #0093e0fa
 _PLACE = ["sae", "model", "task"]
 _COLUMNS = ["score", "lo", "hi", "margin", *PARTS, "l0", "width", "passes", "seconds", "seeds", "n", "fit"]
 
@@ -136,9 +129,9 @@ def results_in(
                       f"{failed[0].key}: {failed[0].error}", stacklevel=2)
     done = [cell for cell in found.cells if cell.status == "done"]
     if not done: raise ValueError(f"folder {str(folder)!r} holds no finished results: sweep writes them")
-    chosen = _chosen(done, where)
-    require_one_kind(chosen)
-    return chosen
+    chosen = _chosen([(cell, facts(cell)) for cell in done], where)
+    require_one_kind([found for _, found in chosen])
+    return [cell for cell, _ in chosen]
 
 
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -157,9 +150,18 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def _row(cell: Cell) -> dict:
+    "A result as one row; what was not asked for is missing."
+    key, about, cost = cell.key, cell.about, cell.cost
+    rest = {"margin": cell.margin.get("value"), "l0": about.get("l0"), "width": about.get("d_sae"),
+            "passes": cost.get("passes"), "seconds": cost.get("seconds")}
+    numbers = {name: float("nan") if x is None else x for name, x in rest.items()}
+    return {**cell.methods[0], "sae": key.sae, "model": key.model, "task": key.task, "n": key.n, "fit": cell.fit, **numbers}
+
+
 def _table(cells: Sequence[Cell]) -> pd.DataFrame:
-    rows = pd.DataFrame([cell.row for cell in cells])
-    table = _over_seeds(rows.astype({name: float for name in ("l0", "margin", "passes", "seconds") if name in rows}))
+    "The table of results that belong together."
+    table = _over_seeds(pd.DataFrame([_row(cell) for cell in cells]))
     table = table.reset_index().sort_values(["model", "task", "score"], ascending=[True, True, False], kind="stable")
     asked = [name for name in (*_PLACE, *_COLUMNS) if name not in PARTS or table[name].notna().any()]
     return table[asked].reset_index(drop=True)
@@ -172,7 +174,7 @@ def leaderboard(
     "SAEs by task, best first."
     return _table(results_in(folder, where))
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #632f0e44
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #e727dca7
 ALL_TASKS = "all tasks"
 
 
@@ -223,7 +225,7 @@ def _n_pairs(cells: Sequence[Cell]) -> int:
     each = [*tasks, set.intersection(*tasks)] if len(tasks) > 1 else tasks
     return sum(len(saes) * (len(saes) - 1) // 2 for saes in each)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #85aaa9d8
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #ad488dc3
 def _compared(folder, cells: Sequence[Cell], saes: Sequence[str] | None) -> pd.DataFrame:
     found = []
     for model in dict.fromkeys(cell.key.model for cell in cells):
@@ -248,7 +250,7 @@ def comparisons(
     if missing: raise ValueError(f"there is no result of SAE {missing[0]!r} (has {', '.join(sorted(there)[:40])})")
     return _compared(folder, cells, saes)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #676d282e
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #ac8fd06f
 def _mean_over_tasks(table: pd.DataFrame) -> pd.DataFrame:
     "A row for each SAE of a model that was scored on all of its tasks."
     n_tasks = table["task"].nunique()
@@ -278,7 +280,7 @@ def _with_fronts(table: pd.DataFrame) -> pd.DataFrame:
             for i in rows.index[pareto_front(rows["l0"], rows[name])]: fronts[i].append(k)
     return table.assign(front=fronts)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #a0805557
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #cf509558
 def _task_of(name: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int) -> dict:
     "What the page knows of a task: how many differences are real, and the smallest that could be found."
     mine, n_real = pairs[pairs["task"] == name], int(pairs["real"].sum())
@@ -313,7 +315,7 @@ def _board(model: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int, mo
             "saes": [{"name": name, "width": widths[name]} for name in saes], "cells": cells, "pairs": rows,
             "tasks": [_task_of(name, table, pairs, family) for name in tasks]}
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #ceb280fc
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #d0da1df7
 MOST_SAES = 400  # of a model, that have room on a page
 MOST_COMPARED = 40  # of these, the best, of which any two are compared
 
@@ -354,7 +356,7 @@ def leaderboard_explorer(
     data = {"level": LEVEL, "correction": CORRECTION, "numbers": ["score", *(p for p in PARTS if p in table)], "boards": boards}
     return Explorer("leaderboard", title, quantised(data), _tables(table, pd.concat(every)), height=900)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #4f10998c
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #10e82c72
 _CARD = """---
 tags: [sage, sparse-autoencoders, interpretability]
 configs:
@@ -398,7 +400,7 @@ def dataset_folder(
     write_whole(out / "README.md", card.encode())
     return out
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #c9d96809
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #fe43207f
 def push_results(
     folder: str | Path,  # that `sweep` wrote to
     repo: str,  # of a dataset, user/name; made if it is not there
@@ -434,7 +436,7 @@ def pull_results(
                       stacklevel=2)
     return Path(folder)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #1b9f1ebe
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #6452f102
 def save_saebench(
     folder: str | Path,  # that `sweep` wrote to
     out: str | Path,  # made if it is not there
