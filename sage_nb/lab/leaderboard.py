@@ -6,7 +6,7 @@
 __all__ = ['ALL_TASKS', 'MOST_SAES', 'MOST_COMPARED', 'facts', 'require_one_kind', 'results_in', 'leaderboard', 'comparisons',
            'leaderboard_explorer', 'dataset_folder', 'push_results', 'pull_results', 'save_saebench']
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #39a82015
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #ebdc3368
 import json
 import re
 import shutil
@@ -26,7 +26,7 @@ from ..report.many import (
 from ..report.report import saebench_file, saebench_record
 from ..views.explorers import Explorer, quantised, table_of
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #2615677b
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #7c19dfaa
 def _flat(name: str, value) -> Iterator[tuple[str, object]]:
     "Each leaf of nested dicts, by its path."
     if not isinstance(value, Mapping): yield name, value
@@ -48,7 +48,7 @@ def facts(
     return found | {"sections": _within(cell.settings, "sections"),
                     "ground_truth": _within(cell.settings, "dictionaries", "hash")}
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #9566fa37
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #f7e17c7f
 def _said(value) -> str: return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -75,7 +75,7 @@ def _counted(values: Counter, most: int = 6) -> str:
     words = [f"{value}: {n}" for value, n in values.most_common(most)]
     return ", ".join(words + ["…"] * (len(values) > most))
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #352a2df2
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #f6e38c10
 _SAME = {  # for results that agree in these -> these must be the same, too
     (): ("score_version", "version", "settings."),
     ("model",): ("model_hash", "revision", "dtype", "flags."),
@@ -109,7 +109,7 @@ def require_one_kind(
             raise ValueError(f"results{of} differ in {said}: numbers of different kinds do not stand in one table. "
                              f"Choose one kind, such as where={{{name!r}: {values.most_common(1)[0][0]!r}}}")
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #0093e0fa
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #53e2fbc0
 _PLACE = ["sae", "model", "task"]
 _COLUMNS = ["score", "lo", "hi", "margin", *PARTS, "l0", "width", "passes", "seconds", "seeds", "n", "fit"]
 
@@ -174,7 +174,7 @@ def leaderboard(
     "SAEs by task, best first."
     return _table(results_in(folder, where))
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #e727dca7
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #05d3e291
 ALL_TASKS = "all tasks"
 
 
@@ -225,7 +225,10 @@ def _n_pairs(cells: Sequence[Cell]) -> int:
     each = [*tasks, set.intersection(*tasks)] if len(tasks) > 1 else tasks
     return sum(len(saes) * (len(saes) - 1) // 2 for saes in each)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #ad488dc3
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #d5368e92
+_OF_PAIRS = ["model", "task", "a", "b", "difference", "lo", "hi", "p", "adjusted", "real", "se", "n", "seeds"]
+
+
 def _compared(folder, cells: Sequence[Cell], saes: Sequence[str] | None) -> pd.DataFrame:
     found = []
     for model in dict.fromkeys(cell.key.model for cell in cells):
@@ -234,8 +237,8 @@ def _compared(folder, cells: Sequence[Cell], saes: Sequence[str] | None) -> pd.D
         if not some: continue
         pairs = _pairs(folder, some)
         found.append(_corrected(pairs, max(0, _n_pairs(mine) - len(pairs))).assign(model=model))
-    columns = ["model", "task", "a", "b", "difference", "lo", "hi", "p", "adjusted", "real", "se", "n", "seeds"]
-    return pd.concat(found, ignore_index=True)[columns]
+    if not found: return pd.DataFrame(columns=_OF_PAIRS).astype({"real": bool, "difference": float})
+    return pd.concat(found, ignore_index=True)[_OF_PAIRS]
 
 
 def comparisons(
@@ -250,7 +253,7 @@ def comparisons(
     if missing: raise ValueError(f"there is no result of SAE {missing[0]!r} (has {', '.join(sorted(there)[:40])})")
     return _compared(folder, cells, saes)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #ac8fd06f
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #aaea8714
 def _mean_over_tasks(table: pd.DataFrame) -> pd.DataFrame:
     "A row for each SAE of a model that was scored on all of its tasks."
     n_tasks = table["task"].nunique()
@@ -280,7 +283,7 @@ def _with_fronts(table: pd.DataFrame) -> pd.DataFrame:
             for i in rows.index[pareto_front(rows["l0"], rows[name])]: fronts[i].append(k)
     return table.assign(front=fronts)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #cf509558
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #e41d0003
 def _task_of(name: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int) -> dict:
     "What the page knows of a task: how many differences are real, and the smallest that could be found."
     mine, n_real = pairs[pairs["task"] == name], int(pairs["real"].sum())
@@ -315,7 +318,7 @@ def _board(model: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int, mo
             "saes": [{"name": name, "width": widths[name]} for name in saes], "cells": cells, "pairs": rows,
             "tasks": [_task_of(name, table, pairs, family) for name in tasks]}
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #d0da1df7
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #f5cb6dcd
 MOST_SAES = 400  # of a model, that have room on a page
 MOST_COMPARED = 40  # of these, the best, of which any two are compared
 
@@ -356,7 +359,7 @@ def leaderboard_explorer(
     data = {"level": LEVEL, "correction": CORRECTION, "numbers": ["score", *(p for p in PARTS if p in table)], "boards": boards}
     return Explorer("leaderboard", title, quantised(data), _tables(table, pd.concat(every)), height=900)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #10e82c72
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #460a76d7
 _CARD = """---
 tags: [sage, sparse-autoencoders, interpretability]
 configs:
@@ -400,7 +403,7 @@ def dataset_folder(
     write_whole(out / "README.md", card.encode())
     return out
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #fe43207f
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #eb21af76
 def push_results(
     folder: str | Path,  # that `sweep` wrote to
     repo: str,  # of a dataset, user/name; made if it is not there
@@ -436,7 +439,7 @@ def pull_results(
                       stacklevel=2)
     return Path(folder)
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #6452f102
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #a72ae298
 def save_saebench(
     folder: str | Path,  # that `sweep` wrote to
     out: str | Path,  # made if it is not there

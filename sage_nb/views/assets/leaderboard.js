@@ -35,7 +35,7 @@ sage.register("leaderboard", (root, data, tools) => {
   // the two that are compared: as chosen, else the two best of those that are compared
   function two() {
     const names = board().saes.map((sae) => sae.name);
-    const best = range(board().compared).sort(down(taskIndex(), 0));
+    const best = range(Math.max(board().compared, Math.min(2, names.length))).sort(down(taskIndex(), 0));
     const found = ["a", "b"].map((side) => names.indexOf(String(state.get(side))));
     const a = found[0] >= 0 ? found[0] : best.find((i) => i !== found[1]) ?? 0;
     const b = found[1] >= 0 ? found[1] : best.find((i) => i !== a) ?? a;
