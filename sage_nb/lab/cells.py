@@ -7,14 +7,15 @@ __all__ = ['FORMAT', 'SCHEMA_OF_CELLS', 'canonical', 'CellKey', 'key_of', 'part_
            'evidence_bytes', 'tensors_of', 'write_whole', 'cell_path', 'write_cell', 'CellError', 'read_cell',
            'read_evidence', 'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
 
-# %% ../../nbs/9_lab/96_cells.ipynb #7775bd43
+# %% ../../nbs/9_lab/96_cells.ipynb #5aef2bd3
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
@@ -32,12 +32,12 @@ from ..core.intervals import Estimate, intervals
 from ..core.models import model_hash
 from ..measures.control import SKYLINE
 from ..measures.score import PARTS, SCORE_VERSION, Comparison, Evidence, compare, over_sections, score_parts
-from ..report.report import evidence_of_tensors, evidence_tensors
+from ..report.report import check_same_frame, evidence_of_tensors, evidence_tensors
 from ..report.trials import FLOOR, IDENTITY, twin_name
 from ..saes.sets import SAESet
 from ..tasks.task import Task
 
-# %% ../../nbs/9_lab/96_cells.ipynb #1cc1744b
+# %% ../../nbs/9_lab/96_cells.ipynb #67ea6563
 def canonical(
     value,  # of JSON
 ) -> str:
@@ -96,7 +96,7 @@ def key_of(
     return CellKey(name, model_hash(model), revision, flags, dtype, task.name, task.digest, len(task), seed,
                    saes.name, saes.digest, json.loads(canonical(dict(settings))))
 
-# %% ../../nbs/9_lab/96_cells.ipynb #3e1d0d9c
+# %% ../../nbs/9_lab/96_cells.ipynb #630bf96b
 def part_estimates(
     evidence: Sequence[Evidence],  # of one SAE, one per section that counts
 ) -> dict[str, Estimate]:
@@ -118,7 +118,7 @@ def kind_of(
     ours = {sae: "sae", twin_name(sae): "twin", FLOOR: "floor", SKYLINE: "skyline", IDENTITY: "identity"}
     return ours.get(method, "PCA")
 
-# %% ../../nbs/9_lab/96_cells.ipynb #83164e0c
+# %% ../../nbs/9_lab/96_cells.ipynb #742f603f
 @dataclass(frozen=True)
 class Cell:
     "One result: what was found, or why nothing was."
@@ -154,7 +154,7 @@ class Cell:
                 "seconds": self.cost.get("seconds"), "frame": key.frame, "cell": key.name, "error": self.error}
         return first | own | margin | rest
 
-# %% ../../nbs/9_lab/96_cells.ipynb #1f1487cc
+# %% ../../nbs/9_lab/96_cells.ipynb #35826b60
 def _finite(value):
     "A number for JSON: None where it is none."
     if value is None or isinstance(value, (bool, str)): return value
@@ -185,6 +185,18 @@ def _rows(sae: str, card: pd.DataFrame, evidence: Mapping[str, Sequence[Evidence
     return first, *rest
 
 
+_SHARED = ("true runs", "ground truth")  # phases of an evaluation whose work other cells find
+
+
+def _spent(cost: Mapping, shared_seconds: float) -> dict:
+    "Passes and seconds of a cell alone, and the seconds of what it made for others as well."
+    passes, seconds = cost.get("passes", {}), cost.get("seconds", {})
+    shared = sum(seconds.get(phase, 0) for phase in _SHARED) + shared_seconds
+    return {"passes": sum(x for phase, x in passes.items() if phase not in _SHARED),
+            "seconds": sum(x for phase, x in seconds.items() if phase not in _SHARED),
+            "shared seconds": shared, "peak memory, MiB": cost.get("peak memory, MiB")}
+
+
 def cell_of(
     report,  # a `SageReport` that has the set and its baselines
     key: CellKey,
@@ -199,8 +211,7 @@ def cell_of(
     margin = {"value": beside.difference.value, "lo": beside.difference.lo, "hi": beside.difference.hi,
               "over": beside.b}
     cost = report.settings.get("cost", {})
-    spent = {"passes": sum(cost.get("passes", {}).values()), "seconds": sum(cost.get("seconds", {}).values()),
-             "shared seconds": shared_seconds, "peak memory, MiB": cost.get("peak memory, MiB")}
+    spent = _spent(cost, shared_seconds)
     cell = Cell(
         key, methods=_rows(key.sae, card, evidence),
         margin=_jsonable(margin), fit=str(card.at[key.sae, "fit"]), about=_jsonable(report.settings["saes"][key.sae]),
@@ -209,7 +220,7 @@ def cell_of(
         settings=_jsonable({name: x for name, x in report.settings.items() if name not in ("saes", "doctor", "cost")}))
     return cell, evidence
 
-# %% ../../nbs/9_lab/96_cells.ipynb #351028ba
+# %% ../../nbs/9_lab/96_cells.ipynb #0ce56fd7
 def _packed(x: Tensor) -> Tensor:
     "The same numbers in bytes, where they are small whole ones."
     if x.dtype == torch.bool or not x.numel() or x.min() < 0 or x.max() > 255: return x
@@ -240,7 +251,7 @@ def tensors_of(
     if set(found) != set(kinds): raise ValueError("the tensors are not those that the file says")
     return {name: x.to(getattr(torch, kinds[name])) for name, x in found.items()}
 
-# %% ../../nbs/9_lab/96_cells.ipynb #a07cbbcb
+# %% ../../nbs/9_lab/96_cells.ipynb #61b40b74
 FORMAT, SCHEMA_OF_CELLS = "sage_nb cell", 1
 _CELLS, _EVIDENCE = "cells", "evidence"  # folders
 
@@ -251,7 +262,7 @@ def write_whole(
 ) -> None:
     "Write a file under another name and move it into place; nothing is left of one that cannot be written."
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -291,7 +302,7 @@ def write_cell(
     write_whole(path, json.dumps(head | record, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return path
 
-# %% ../../nbs/9_lab/96_cells.ipynb #1a8c272a
+# %% ../../nbs/9_lab/96_cells.ipynb #0251111d
 class CellError(ValueError):
     "A file that is not the cell, or the evidence, that it should be."
 
@@ -329,7 +340,7 @@ def _built(path: Path, record: dict) -> Cell:
 
 _TYPES = {"str": str, "dict": dict, "tuple[dict, ...]": list, "tuple[str, ...]": list, "CellKey": dict}
 
-# %% ../../nbs/9_lab/96_cells.ipynb #40bb8e2a
+# %% ../../nbs/9_lab/96_cells.ipynb #3abe42d9
 def read_cell(
     path: str | Path,  # of its file
 ) -> Cell:
@@ -347,7 +358,7 @@ def read_cell(
     if path.stem == cell.key.name: return cell
     raise CellError(f"{str(path)!r} holds the cell {cell.key.name} ({cell.key}): give it back its name")
 
-# %% ../../nbs/9_lab/96_cells.ipynb #d05769e4
+# %% ../../nbs/9_lab/96_cells.ipynb #17930eed
 def _content(folder: str | Path, name: str) -> bytes:
     "A file of evidence, if it is what its name says."
     if not re.fullmatch(r"[0-9a-f]{32}", str(name)): raise CellError(f"evidence {str(name)[:50]!r} names no file")
@@ -388,7 +399,7 @@ def read_evidence(
             raise CellError(f"{what} is not whole ({error}): {_REMEDY}") from None
     return found
 
-# %% ../../nbs/9_lab/96_cells.ipynb #c18c5301
+# %% ../../nbs/9_lab/96_cells.ipynb #e26d5e39
 def compare_cells(
     folder: str | Path,  # of results
     a: Cell,
@@ -398,13 +409,14 @@ def compare_cells(
     for cell in (a, b):
         if cell.status == "done": continue
         raise ValueError(f"cell {cell.key} failed ({cell.error}): there is nothing to compare")
-    if a.key.frame != b.key.frame or a.evidence[SKYLINE] != b.evidence[SKYLINE]:
+    if a.key.frame != b.key.frame:
         differ = [f.name for f in fields(CellKey) if getattr(a.key, f.name) != getattr(b.key, f.name)]
         raise ValueError(f"cells {a.key} and {b.key} were not found on the same prompts in the same way "
-                         f"(they differ in {', '.join(differ) or 'the ground truth'}): compare cells of one frame")
+                         f"(they differ in {', '.join(differ)}): compare cells of one frame")
+    check_same_frame(a.settings, b.settings)
     return compare(read_evidence(folder, a), read_evidence(folder, b), (a.key.sae, b.key.sae))
 
-# %% ../../nbs/9_lab/96_cells.ipynb #ecfe60e3
+# %% ../../nbs/9_lab/96_cells.ipynb #2948419c
 class CellsFound(NamedTuple):
     "The cells of a folder."
     cells: list[Cell]

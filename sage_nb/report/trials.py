@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GREEDY_KS', 'Settings', 'baselines', 'Trial', 'answers_of', 'activity_of', 'names_of', 'try_saes', 'SectionTrial',
-           'section_weight', 'planted', 'coordinates', 'try_section', 'report_table']
+           'section_weight', 'planted', 'coordinates', 'SectionGround', 'try_on', 'try_section', 'report_table']
 
 # %% ../../nbs/8_report/82_trials.ipynb #feaee9f5
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -235,36 +235,78 @@ def _require_same(bench: Workbench, identity: Runs) -> None:
             f"nats (at most {limit:.1e} is rounding): hooks of this model do not replace what they show. "
             "Leave the site out, or use another class of the model")
 
+# %% ../../nbs/8_report/82_trials.ipynb #b67c7210
+@dataclass(frozen=True)
+class SectionGround:
+    "What is known of a cross-section before any SAE is asked, the same for all of them."
+    bench: Workbench
+    tests: frozenset[int]  # that can be made here
+    reasons: tuple[str, ...]  # why it does not count
+    certificate: dict[str, Estimate]  # what the ground truth shows here
+    runs: dict[str, Runs]  # of floor, skyline and identity
+    trials: dict[str, Trial]  # of skyline and identity
+
+    @classmethod
+    def of(cls, bench: Workbench, task: Task, settings: Settings) -> "SectionGround":
+        "The ground truth is certified and, like the coordinates, put to the tests."
+        skyline = faithfulness(bench, fitted(bench))
+        certificate = certify(bench, skyline)
+        can_edit = 2 in settings.tests and len(bench.editing.task) >= 2
+        tests = frozenset({1, *settings.tests} if can_edit else {1, *settings.tests} - {2})
+        sets = planted(bench), coordinates(bench)
+        trials = {saes.name: try_saes(bench, task, saes, settings, tests, whole=False) for saes in sets}
+        identity = Runs(bench.clean, bench.ablated, reconstructed=bench.metric(bench.acts), left_out=bench.ablated)
+        _require_same(bench, identity)
+        floor = Runs(bench.clean, bench.ablated, reconstructed=bench.ablated, left_out=identity.reconstructed)
+        runs = {FLOOR: floor, SKYLINE: skyline, IDENTITY: identity}
+        return cls(bench, tests, tuple(settings.criteria.failures(certificate)), certificate, runs, trials)
+
+    @property
+    def measure(self) -> str | None:
+        "What control by name is seen by; None where it is not asked, or cannot be seen."
+        return measure_of(self.trials[SKYLINE].answers.named) if 2 in self.tests else None
+
+    @property
+    def verdict(self) -> str:
+        "Why the section does not count; empty where it does."
+        blind = 2 in self.tests and self.measure is None
+        unseen = ["edits by name cannot be seen, not even those by the ground truth"] if blind else []
+        return "; ".join([*self.reasons, *unseen])
+
+# %% ../../nbs/8_report/82_trials.ipynb #1e6516c5
+def try_on(
+    ground: SectionGround,
+    task: Task,
+    sets: Sequence[SAESet],
+    settings: Settings,
+    older: Sequence[str] = (),  # names of sets that are also put to the tests whose numbers are diagnostics
+    whole: Sequence[str] = (),  # names of sets whose reconstruction by all latents is also run
+    known: Mapping[str, Trial] = {},  # name of a set -> what it did here, if that was asked before
+) -> SectionTrial:
+    "All tests of all candidates in one cross-section."
+    bench, trials = ground.bench, dict(ground.trials)
+    for saes in sets:
+        name = saes.name
+        if name in known: trials[name] = known[name]
+        else: trials[name] = try_saes(bench, task, saes, settings, ground.tests, name in older, whole=name in whole)
+    runs = {s.name: trials[s.name].runs for s in sets if trials[s.name].runs}
+    floor = {FLOOR: ground.runs[FLOOR]}
+    edits = {name: trial.edits for name, trial in trials.items() if trial.edits}
+    control = gather_control(bench.editing, edits, settings.ks) if 2 in ground.tests else None
+    return SectionTrial(bench.section, ground.verdict, ground.certificate, floor | runs | ground.runs, trials, control,
+                        section_weight(bench), ground.measure)
+
 
 def try_section(
     bench: Workbench,
     task: Task,
     sets: Sequence[SAESet],
     settings: Settings,
-    older: Sequence[str] = (),  # names of sets that are also put to the tests whose numbers are diagnostics
-    whole: Sequence[str] = (),  # names of sets whose reconstruction by all latents is also run
+    older: Sequence[str] = (),  # as in `try_on`
+    whole: Sequence[str] = (),
 ) -> SectionTrial:
-    "All tests of all candidates in one cross-section."
-    skyline = faithfulness(bench, fitted(bench))
-    certificate = certify(bench, skyline)
-    reasons = settings.criteria.failures(certificate)
-    can_edit = 2 in settings.tests and len(bench.editing.task) >= 2
-    tests = {1, *settings.tests} if can_edit else {1, *settings.tests} - {2}
-    trials = {}
-    for saes in (planted(bench), coordinates(bench), *sets):
-        name = saes.name
-        trials[name] = try_saes(bench, task, saes, settings, tests, name in older, whole=name in whole)
-    identity = Runs(bench.clean, bench.ablated, reconstructed=bench.metric(bench.acts), left_out=bench.ablated)
-    _require_same(bench, identity)
-    floor = Runs(bench.clean, bench.ablated, reconstructed=bench.ablated, left_out=identity.reconstructed)
-    runs = {s.name: trials[s.name].runs for s in sets if trials[s.name].runs}
-    runs = {FLOOR: floor, **runs, SKYLINE: skyline, IDENTITY: identity}
-    edits = {name: trial.edits for name, trial in trials.items() if trial.edits}
-    control = gather_control(bench.editing, edits, settings.ks) if can_edit else None
-    measure = measure_of(trials[SKYLINE].answers.named) if can_edit else None
-    if can_edit and measure is None: reasons.append("edits by name cannot be seen, not even those by the ground truth")
-    return SectionTrial(
-        bench.section, "; ".join(reasons), certificate, runs, trials, control, section_weight(bench), measure)
+    "The ground and, on it, all tests of all candidates."
+    return try_on(SectionGround.of(bench, task, settings), task, sets, settings, older, whole)
 
 # %% ../../nbs/8_report/82_trials.ipynb #a9db1943
 def _rows(section: CrossSection, sae: str, test: int, numbers: dict[str, Estimate], k: int | None = None) -> list[dict]:
