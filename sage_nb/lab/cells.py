@@ -69,12 +69,12 @@ class CellKey:
     @property
     def name(self) -> str:
         "The first 32 hex digits of the SHA-256 of all of it."
-        return _hash(canonical(asdict(self)).encode())
+        return _hash(canonical(vars(self)).encode())
 
     @property
     def frame(self) -> str:
         "The same without the SAEs: cells of one frame were found on the same prompts in the same way."
-        rest = {name: value for name, value in asdict(self).items() if name not in ("sae", "sae_hash")}
+        rest = {name: value for name, value in vars(self).items() if name not in ("sae", "sae_hash")}
         return _hash(canonical(rest).encode())[:16]
 
     def __str__(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'MEANINGS', 'SCHEMA', 'worst_verdict', 'check_same_frame', 'SageReport', 'evidence_tensors',
-           'evidence_of_tensors', 'make_folder', 'Evaluated']
+           'evidence_of_tensors', 'make_folder', 'Evaluated', 'saebench_record', 'saebench_file']
 
 # %% ../../nbs/8_report/81_report.ipynb #e5cd59f5
 import hashlib
@@ -616,31 +616,44 @@ def explore(
     return playground(*kept)
 
 # %% ../../nbs/8_report/81_report.ipynb #d9b6647b
-def _saebench(report: SageReport, name: str, about: dict) -> dict:
+def saebench_record(
+    settings: dict,  # of a report
+    name: str,  # of an SAE set
+    about: dict,  # architecture, d_sae, d_in, hash, l0, loss recovered
+    scores: dict,  # score and parts
+    details: list[dict],  # single numbers
+) -> dict:
     "The result of one SAE set, as SAEBench would write it."
-    scores = {key.replace(" ", "_"): _finite(value) for key, value in report.scorecard().loc[name].to_dict().items()}
-    own = report.table[(report.table.sae == name) & report.table.value.notna()]
-    details = own.groupby(["section", "metric", "k"], dropna=False)["value"].first().reset_index()
-    rows = [{key: _finite(value) for key, value in row.items()} for row in details.to_dict(orient="records")]
     config = {key: about[key] for key in ("architecture", "d_sae", "d_in", "hash")}
     return {
-        "eval_type_id": "sage", "eval_config": {key: v for key, v in report.settings.items() if key != "saes"},
+        "eval_type_id": "sage", "eval_config": {key: v for key, v in settings.items() if key != "saes"},
         "eval_id": str(uuid.uuid4()), "datetime_epoch_millis": int(time.time() * 1000),
         "eval_result_metrics": {
             "sage": scores, "sparsity": {"l0": about["l0"]},
             "model_performance_preservation": {"ce_loss_score": about["loss recovered"]}},
-        "eval_result_details": rows,
+        "eval_result_details": details,
         "sae_bench_commit_hash": "", "sae_lens_id": "custom_sae", "sae_lens_release_id": name,
         "sae_lens_version": version("sae_lens"),
-        "sae_cfg_dict": config | {"model_name": report.settings["model"]["name"]}}
+        "sae_cfg_dict": config | {"model_name": settings["model"]["name"]}}
 
 
-def _saebench_file(settings: dict, name: str) -> str:
+def saebench_file(
+    settings: dict,  # of a report
+    name: str,  # of an SAE set
+) -> str:
     "A file name of SAE, model and task; another draw of the task's prompts has another."
     model, task = settings["model"]["name"], settings["task"]
     words = [name, "custom_sae", model, task["name"], str(task["hash"])[:6]]
     safe = [re.sub(r"[^\w.,@+-]+", "-", word).strip("-.") for word in words]
     return "_".join(safe) + "_eval_results.json"
+
+
+def _saebench(report: SageReport, name: str, about: dict) -> dict:
+    scores = {key.replace(" ", "_"): _finite(value) for key, value in report.scorecard().loc[name].to_dict().items()}
+    own = report.table[(report.table.sae == name) & report.table.value.notna()]
+    details = own.groupby(["section", "metric", "k"], dropna=False)["value"].first().reset_index()
+    rows = [{key: _finite(value) for key, value in row.items()} for row in details.to_dict(orient="records")]
+    return saebench_record(report.settings, name, about, scores, rows)
 
 
 @patch
@@ -649,6 +662,6 @@ def save_saebench(self: SageReport, folder: str | Path) -> list[Path]:
     folder, paths = make_folder(folder), []
     for name, about in self.settings["saes"].items():
         if name not in self.evidence: continue  # refused
-        paths.append(folder / _saebench_file(self.settings, name))
+        paths.append(folder / saebench_file(self.settings, name))
         _write(paths[-1], json.dumps(_saebench(self, name, about), indent=1, default=str, allow_nan=False))
     return paths
