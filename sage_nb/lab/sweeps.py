@@ -41,8 +41,9 @@ from ..core.models import ModelSettings, load_model, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
     Cell, CellError, CellKey, cell_of, cell_path, cells_in, key_of, read_cell, write_cell, write_whole)
-from ..report.evaluation import evaluate, sections_hash, sharing
+from ..report.evaluation import evaluate, sections_hash
 from ..report.report import SageReport, make_folder
+from ..report.trials import sharing
 from ..saes.sets import SAESet, embedded_saes, load_sets, pattern_of
 from ..tasks.task import Task, load_task
 from ..truth.dictionaries import Dictionaries, fit_dictionaries

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['GREEDY_KS', 'Settings', 'baselines', 'Trial', 'answers_of', 'activity_of', 'names_of', 'try_saes', 'SectionTrial',
-           'section_weight', 'planted', 'coordinates', 'SectionGround', 'try_on', 'try_section', 'report_table']
+           'section_weight', 'planted', 'coordinates', 'SectionGround', 'try_on', 'try_section', 'report_table',
+           'Shared', 'shared_now', 'sharing', 'remembering']
 
 # %% ../../nbs/8_report/82_trials.ipynb #feaee9f5
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -17,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.activations import Node
-from ..core.intervals import Estimate, intervals
+from ..core.activations import Node, remembered
+from ..core.cone import holding
+from ..core.intervals import Estimate, intervals, named
 from ..discovery.sections import CrossSection
 from ..measures.activity import Activity, ActivityBuilder
 from ..measures.certificate import Criteria, certify, fitted
@@ -34,7 +38,7 @@ from ..measures.units import NamedUnits, name_units, value_coverage, value_hits,
 from .report import COLUMNS
 from ..saes.baselines import (
     FLOOR, IDENTITY, pca_sae, random_decoder, signs_apart, supervised_as_sae, twin_name)
-from ..saes.codes import SparseSAE
+from ..saes.codes import SparseSAE, remembered_codes
 from ..saes.fidelity import sae_inputs
 from ..saes.reconstruction import ProjectionSettings
 from ..saes.sets import SAESet
@@ -358,3 +362,74 @@ def report_table(trials: Iterable[SectionTrial]) -> pd.DataFrame:
             rows += _answer_rows(trial, name)
             if tried.names: rows += _name_rows(trial, name)
     return pd.DataFrame(rows, columns=COLUMNS).astype({"k": "Int64"})
+
+# %% ../../nbs/8_report/82_trials.ipynb #591f9a38
+def _size(ground: SectionGround) -> int:
+    "Bytes of the numbers that belong to a section alone."
+    bench = ground.bench
+    numbers = [*bench.acts.values(), *bench.goal.values(), *(trial.answers for trial in ground.trials.values())]
+    return sum(x.nbytes for _, x in named(numbers))
+
+
+def _digests(tried: Iterable[SAESet]) -> dict[str, str]:
+    "What is scored alike in evaluations of one ground truth: by name, the digest of components."
+    components = {saes.name: saes.digest for saes in tried if saes.name.startswith("PCA-")}
+    return {FLOOR: "", SKYLINE: "", IDENTITY: ""} | components
+
+
+@dataclass
+class Shared:
+    "What was made of one model, task, cross-sections, ground truth and settings, as much as there is room for."
+    most: int  # bytes
+    of: tuple = ()
+    grounds: dict[str, SectionGround] = field(default_factory=dict)  # by section
+    trials: dict[tuple, Trial] = field(default_factory=dict)  # by section and digest of a baseline
+    rows: dict[tuple, dict] = field(default_factory=dict)  # of the scorecard, by method and digest
+    size: int = 0
+
+    def open(self, *of) -> None:
+        "Forget what was made of anything else."
+        if of == self.of: return
+        self.of, self.size = of, 0
+        self.grounds.clear()
+        self.trials.clear()
+        self.rows.clear()
+
+    def known(self, tried: Iterable[SAESet]) -> dict[str, dict]:
+        "The rows of the ground truth, of what has no SAE, and of the baselines among these sets that were scored."
+        digests = _digests(tried)
+        return {name: row for (name, digest), row in self.rows.items() if digests.get(name) == digest}
+
+    def learn(self, tried: Iterable[SAESet], scores: pd.DataFrame) -> None:
+        "Keep these rows of a scorecard."
+        digests = _digests(tried)
+        for row in scores.to_dict("records"):
+            if row["sae"] in digests: self.rows[row["sae"], digests[row["sae"]]] = row
+
+    def keep(self, ground: SectionGround) -> None:
+        size = _size(ground)
+        if self.size + size > self.most: return
+        self.grounds[ground.bench.section.name] = ground
+        self.size += size
+
+# %% ../../nbs/8_report/82_trials.ipynb #0c7b9aa1
+_shared: ContextVar[Shared | None] = ContextVar("shared by evaluations", default=None)
+
+
+def shared_now() -> Shared | None:
+    "What evaluations share here; None outside of `sharing`."
+    return _shared.get()
+
+
+@contextmanager
+def sharing(
+    most: int = 2**31,  # bytes to keep of activations, and as many of what is made of them
+) -> Iterator[None]:
+    "Within it, evaluations on the same model, task, cross-sections and ground truth make once what has no SAE in it."
+    with holding(_shared, Shared(most)), remembered(most): yield
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    "Activations and codes are remembered within; activations longer, where evaluations share them."
+    with remembered_codes(), nullcontext() if shared_now() else remembered(): yield
