@@ -107,7 +107,8 @@ def process(path: Path, target: Path, library: api.Library, nbs: Path):
     "One notebook as Quarto is to render it."
     add_entries, add_links = of_page(library, page_name(path.relative_to(nbs)))
     procs = [FrontmatterProc, fold_checks, populate_language, add_entries, strip_ansi, hide_line, filter_stream_,
-             rm_header_dash, described_pictures, rm_export, clean_magics, hide_, add_links, raw_html, strip_hidden_metadata]
+             rm_header_dash, described_pictures, rm_export, clean_magics, hide_, add_links, raw_html,
+             strip_hidden_metadata]
     nb = read_nb(path)
     NBProcessor(nb=nb, procs=procs).process()
     nb.metadata.pop("widgets", None)
