@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 FIRST = "tutorials/quickstart.ipynb"
 MAX_LINE = 100  # characters of code that a page shows without scrolling
-MAX_SECONDS = 12
+MAX_SECONDS = 15
 
 cfg = ConfigParser(delimiters=["="])
 cfg.read(ROOT / "settings.ini", encoding="utf-8")

@@ -33,7 +33,7 @@ from .reasons import form_of, section_reasons, value_reason
 from .report import Evaluated, SageReport, worst_verdict
 from .trials import (
     FLOOR, GREEDY_KS, IDENTITY, SectionGround, SectionTrial, Settings, Trial, baselines, remembering, report_table,
-    shared_now, try_on, twin_name)
+    scored_alike, shared_now, try_on, twin_name)
 from ..saes.codes import remembered_codes
 from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
@@ -479,7 +479,7 @@ class _Work:
     def trials(self, tried: list[SAESet], names: list[str], meter: Meter) -> Iterator[tuple[Workbench, SectionTrial]]:
         "Section by section, what all candidates did there."
         shared, older = shared_now(), names if self.diagnostics else []
-        plain = {saes.name: saes.digest for saes in tried if saes.name in _digests(tried)} if shared else {}
+        plain = {saes.name: saes.digest for saes in tried if saes.name in scored_alike(tried)} if shared else {}
         for ground in self.grounds(tried, meter):
             known, section = {}, ground.bench.section.name
             for name, digest in plain.items():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GREEDY_KS', 'Settings', 'baselines', 'Trial', 'answers_of', 'activity_of', 'names_of', 'try_saes', 'SectionTrial',
            'section_weight', 'planted', 'coordinates', 'SectionGround', 'try_on', 'try_section', 'report_table',
-           'Shared', 'shared_now', 'sharing', 'remembering']
+           'scored_alike', 'Shared', 'shared_now', 'sharing', 'remembering']
 
 # %% ../../nbs/8_report/82_trials.ipynb #feaee9f5
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -371,7 +371,7 @@ def _size(ground: SectionGround) -> int:
     return sum(x.nbytes for _, x in named(numbers))
 
 
-def _digests(tried: Iterable[SAESet]) -> dict[str, str]:
+def scored_alike(tried: Iterable[SAESet]) -> dict[str, str]:
     "What is scored alike in evaluations of one ground truth: by name, the digest of components."
     components = {saes.name: saes.digest for saes in tried if saes.name.startswith("PCA-")}
     return {FLOOR: "", SKYLINE: "", IDENTITY: ""} | components
@@ -397,12 +397,12 @@ class Shared:
 
     def known(self, tried: Iterable[SAESet]) -> dict[str, dict]:
         "The rows of the ground truth, of what has no SAE, and of the baselines among these sets that were scored."
-        digests = _digests(tried)
+        digests = scored_alike(tried)
         return {name: row for (name, digest), row in self.rows.items() if digests.get(name) == digest}
 
     def learn(self, tried: Iterable[SAESet], scores: pd.DataFrame) -> None:
         "Keep these rows of a scorecard."
-        digests = _digests(tried)
+        digests = scored_alike(tried)
         for row in scores.to_dict("records"):
             if row["sae"] in digests: self.rows[row["sae"], digests[row["sae"]]] = row
 
