@@ -41,8 +41,10 @@ def cell_of(key, score, lo, hi, l0=8.0, truth=None):
              row_of("identity", "identity", 0.3, 0.2, 0.4), row_of(SKYLINE, "skyline", 1.0, 1.0, 1.0)]
     settings = {"model": {"name": key.model, "hash": key.model_hash}, "task": {"name": key.task, "hash": key.task_hash},
                 "sections": "s", "dictionaries": {"label": "mse", "hash": truth or f"truth of {key.task_hash}"},
-                "discovery": {f"option {i}": i for i in range(40)}, "versions": {f"package {i}": "1.0" for i in range(8)}}
-    return Cell(key, methods=(row_of(key.sae, "sae", score, lo, hi), *plain), margin={"value": score - 0.3, "over": "PCA-8"},
+                "discovery": {f"option {i}": i for i in range(40)},
+                "versions": {f"package {i}": "1.0" for i in range(8)}}
+    return Cell(key, methods=(row_of(key.sae, "sae", score, lo, hi), *plain),
+                margin={"value": score - 0.3, "over": "PCA-8"},
                 fit="good", about={"l0": l0, "d_sae": 512, "d_in": 128, "architecture": "topk", "hash": key.sae_hash,
                                    "loss recovered": 0.9, "places": ["L0.resid_pre"]},
                 sections=({"section": "IO:z@END", "weight": 1.0, "measure": None},),
@@ -52,7 +54,8 @@ def cell_of(key, score, lo, hi, l0=8.0, truth=None):
 def write_one(folder, sae, quality, task="ioi", seed=0, model="tiny", l0=8.0, truth=None, **other):
     "Write a cell with its evidence."
     key = key_of(sae, task, seed, model, **other)
-    own = made_up(quality, random.Random(f"{sae}{task}{seed}").randrange(2**31), random.Random(f"{task}{seed}").randrange(2**31))
+    own_seed, hard = (random.Random(words).randrange(2**31) for words in (f"{sae}{task}{seed}", f"{task}{seed}"))
+    own = made_up(quality, own_seed, hard)
     score = sage_score(own)
     cell = cell_of(key, score.value, score.lo, score.hi, l0, truth)
     return write_cell(folder, cell, {sae: own, SKYLINE: [replace(e, own=e.planted) for e in own]})
@@ -65,5 +68,6 @@ def write_many(folder, n, n_tasks=3, monkey=os):
         for i in range(n):
             key = key_of(f"release/layer_{i // n_tasks % 26}/width_{i // n_tasks // 26}", f"task {i % n_tasks}")
             score = rng.random()
-            write_cell(folder, cell_of(key, score, max(0, score - 0.05), min(1, score + 0.05), l0=4 + 200 * rng.random()))
+            lo, hi = max(0, score - 0.05), min(1, score + 0.05)
+            write_cell(folder, cell_of(key, score, lo, hi, l0=4 + 200 * rng.random()))
     finally: monkey.fsync = fsync

@@ -49,7 +49,8 @@ def test_the_table_sorts_and_filters(browse, explorer):
     choose_task(page, "ioi")
     assert names(page)[0] == "topk" and names(page)[3] == "untrained"
     page.get_by_role("button", name="L0", exact=True).click()
-    assert names(page) == ["gated", "topk", "standard", "untrained"] and said_aloud(page) == "sorted by L0, highest first"
+    assert names(page) == ["gated", "topk", "standard", "untrained"]
+    assert said_aloud(page) == "sorted by L0, highest first"
     page.get_by_role("button", name="L0", exact=True).click()
     assert names(page) == ["untrained", "standard", "topk", "gated"]
     page.get_by_label("Filter by name").fill("TINY ed")
@@ -87,7 +88,8 @@ def test_any_two_are_compared_in_words(browse, explorer):
     choose_task(page, "ioi")
     box(page, "First").select_option("tiny-untrained")
     box(page, "Second").select_option("tiny-topk")
-    assert words(page).startswith("tiny-topk scores higher than tiny-untrained, by 0.") and "real after correction" in words(page)
+    assert words(page).startswith("tiny-topk scores higher than tiny-untrained, by 0.")
+    assert "real after correction" in words(page)
     assert words(page) == said_aloud(page)
     box(page, "First").select_option("tiny-gated")
     box(page, "Second").select_option("tiny-standard")
@@ -143,13 +145,15 @@ def test_by_keyboard_alone(browse, explorer):
 
 
 def test_a_view_can_be_linked(browse, explorer):
-    page = browse(explorer.page(), fragment="#model=tiny&task=order&a=tiny-topk&b=tiny-untrained&number=control&sort=l0&query=t")
+    fragment = "#model=tiny&task=order&a=tiny-topk&b=tiny-untrained&number=control&sort=l0&query=t"
+    page = browse(explorer.page(), fragment=fragment)
     assert box(page, "Task").input_value() == "order" and "tiny-topk scores higher than tiny-untrained" in words(page)
     chosen = page.get_by_role("group", name="Number").locator("[aria-pressed=true]")
     assert chosen.inner_text() == "control" and page.locator("th[aria-sort]").inner_text() == "L0"
 
 
-@pytest.mark.parametrize("fragment", ["#model=x&task=y&a=z&b=q&number=n&sort=s&down=9", "#task=%3Cscript%3E&query=%F0%9F"])
+@pytest.mark.parametrize("fragment", [
+    "#model=x&task=y&a=z&b=q&number=n&sort=s&down=9", "#task=%3Cscript%3E&query=%F0%9F"])
 def test_a_wrong_address_shows_the_start(browse, explorer, fragment):
     page = browse(explorer.page(), fragment=fragment)
     assert page.locator(".broken").count() == 0 and page.locator(".sage-view select").count() > 0

@@ -17,7 +17,8 @@ from made_up_cells import made_up, write_many, write_one
 from sage_nb.core.intervals import resample_counts
 from sage_nb.lab.cells import cell_path, cells_in, compare_cells, read_cell, write_cell
 from sage_nb.lab.leaderboard import (
-    ALL_TASKS, comparisons, dataset_folder, leaderboard, leaderboard_explorer, pull_results, push_results, save_saebench)
+    ALL_TASKS, comparisons, dataset_folder, leaderboard, leaderboard_explorer, pull_results, push_results,
+    save_saebench)
 from sage_nb.report.many import LEVEL, Scores, adjusted, differences, pareto_front, strictest
 
 QUALITIES = {"A": 0.8, "B": 0.6, "C": 0.58, "D": 0.1}
@@ -62,7 +63,8 @@ def test_pairs_are_those_of_two_cells(results):
     assert len(found) == 6
     for row in found.itertuples():
         expected = compare_cells(results, cells[row.a, "ioi", 0], cells[row.b, "ioi", 0]).difference
-        assert (row.difference, row.lo, row.hi) == pytest.approx(expected[:3]) and (row.p < 0.05) == expected.excludes_zero
+        assert (row.difference, row.lo, row.hi) == pytest.approx(expected[:3])
+        assert (row.p < 0.05) == expected.excludes_zero
 
 
 def test_what_lacks_a_seed_is_not_compared_on_fewer_prompts_than_the_others(results):
@@ -96,7 +98,8 @@ def test_two_tasks_with_the_same_prompts_count_are_resampled_apart():
     drawn = (resample_counts(50) @ x / 50)[None]
     alike = Scores(("a", "b"), x.mean(0)[None], drawn, 50)
     assert differences([alike, alike]).se[0] == pytest.approx(differences(alike).se[0]), "the same resamples twice"
-    one, two = (Scores.of({name: [made_up(q, i)] for i, (name, q) in enumerate(QUALITIES.items())}, key) for key in "xy")
+    evidence = {name: [made_up(q, i)] for i, (name, q) in enumerate(QUALITIES.items())}
+    one, two = (Scores.of(evidence, key) for key in "xy")
     assert differences([one, two]).se.mean() == pytest.approx(differences(one).se.mean() / 2**0.5, rel=0.05)
 
 
@@ -135,8 +138,10 @@ def test_hundreds_of_saes_fit_on_a_page(tmp_path):
 
 @pytest.mark.parametrize("other, said", [
     (dict(score_version=1), "differ in score_version"), (dict(version="0.0.9"), "differ in version"),
-    (dict(settings={"n": 80, "tests": [1]}), "differ in settings.tests"), (dict(dtype="torch.float16"), "differ in dtype"),
-    (dict(flags={"prepend_bos": False}), "differ in flags.prepend_bos"), (dict(truth="another"), "differ in ground_truth"),
+    (dict(settings={"n": 80, "tests": [1]}), "differ in settings.tests"),
+    (dict(dtype="torch.float16"), "differ in dtype"),
+    (dict(flags={"prepend_bos": False}), "differ in flags.prepend_bos"),
+    (dict(truth="another"), "differ in ground_truth"),
     (dict(task_hash="another"), "differ in task_hash"), (dict(model_hash="another"), "differ in model_hash")])
 def test_results_of_different_kinds_are_refused_with_what_differs_and_can_be_chosen(tmp_path, other, said):
     write_one(tmp_path, "A", 0.5)
@@ -158,7 +163,8 @@ def test_two_files_of_one_sae_under_one_name_are_refused(tmp_path):
 def test_models_and_tasks_may_differ_in_all_that_is_their_own(tmp_path):
     for model in ("tiny", "large"): write_one(tmp_path, "A", 0.5, model=model, sae_hash=f"A of {model}")
     write_one(tmp_path, "A", 0.5, "order", sae_hash="A of tiny", n=200)
-    assert leaderboard(tmp_path)[["model", "task"]].values.tolist() == [["large", "ioi"], ["tiny", "ioi"], ["tiny", "order"]]
+    found = leaderboard(tmp_path)[["model", "task"]].values.tolist()
+    assert found == [["large", "ioi"], ["tiny", "ioi"], ["tiny", "order"]]
 
 
 # The hub, made up
@@ -213,7 +219,8 @@ def test_the_card_shows_the_table_and_holds_no_markup(tmp_path):
 
 def test_a_dataset_of_something_else_is_refused(hub, tmp_path):
     (hub.root / "me/other/cells").mkdir(parents=True)
-    with pytest.raises(ValueError, match="'me/other' holds no results of a sweep"): pull_results("me/other", tmp_path / "a")
+    with pytest.raises(ValueError, match="'me/other' holds no results of a sweep"):
+        pull_results("me/other", tmp_path / "a")
     (hub.root / "me/other/cells" / f"{'0' * 32}.json").write_text("<html>404</html>")
     with pytest.raises(ValueError, match="is damaged"): pull_results("me/other", tmp_path / "b")
 
@@ -222,7 +229,8 @@ def test_a_file_that_was_changed_on_the_hub_is_told_of_and_not_used(results, hub
     push_results(results, "me/scores", {"task": "ioi", "seed": 0})
     path = next((hub.root / "me/scores/cells").iterdir())
     path.write_text(path.read_text().replace('"score": 0.', '"score": 0.9'))
-    with pytest.warns(UserWarning, match="1 files are no results"): pulled = pull_results("me/scores", tmp_path / "pulled")
+    with pytest.warns(UserWarning, match="1 files are no results"):
+        pulled = pull_results("me/scores", tmp_path / "pulled")
     with pytest.warns(UserWarning, match="1 of 4 files are left out"): table = leaderboard(pulled)
     assert len(table) == 3
 
@@ -247,7 +255,8 @@ def test_saebench_reads_them_with_its_own_package(results, tmp_path):
     table = leaderboard(results, {"seed": 0}).set_index(["sae", "task"])
     for name, found in read.items():
         sae, task = name.split("_custom_sae_tiny_")[0], found["eval_config"]["task"]["name"]
-        assert found["score"] == pytest.approx(table.loc[(sae, task)].score) and core[name]["l0"] == table.loc[(sae, task)].l0
+        row = table.loc[(sae, task)]
+        assert found["score"] == pytest.approx(row.score) and core[name]["l0"] == row.l0
         assert found["sae_class"] == "topk" and found["d_sae"] == "1k"
 
 
@@ -271,8 +280,10 @@ def test_numbers_that_were_not_measured_are_missing_and_nothing_breaks(tmp_path)
     path = write_one(tmp_path, "A", 0.5)
     cell = read_cell(path)
     path.unlink()
-    bare = replace(cell, about={}, cost={}, margin={}, methods=({k: v for k, v in cell.methods[0].items() if "control" not in k},))
+    own = {name: value for name, value in cell.methods[0].items() if "control" not in name}
+    bare = replace(cell, about={}, cost={}, margin={}, methods=(own,))
     write_cell(tmp_path, replace(bare, evidence={}))
     row = leaderboard(tmp_path).iloc[0]
-    assert math.isnan(row.l0) and math.isnan(row.margin) and "control" not in row and cell_path(tmp_path, cell.key).exists()
+    assert math.isnan(row.l0) and math.isnan(row.margin) and "control" not in row
+    assert cell_path(tmp_path, cell.key).exists()
     assert json.loads(leaderboard(tmp_path).to_json(orient="records"))[0]["l0"] is None

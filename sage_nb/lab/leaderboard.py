@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from .cells import SKYLINE, Cell, cell_path, cells_in, read_evidence, write_whole
+from .cells import Cell, cell_path, cells_in, read_evidence, write_whole
 from ..measures.score import PARTS
 from ..report.many import (
-    CORRECTION, LEVEL, Scores, adjusted, differences, pareto_front, smallest_difference, strictest)
+    CORRECTION, LEVEL, Scores, adjusted, detectable_difference, differences, pareto_front, strictest)
 from ..report.report import saebench_file, saebench_record
 from ..views.explorers import Explorer, quantised, table_of
 
@@ -53,8 +53,9 @@ def _said(value) -> str: return value if isinstance(value, str) else json.dumps(
 
 
 def _wanted(value) -> set[str]:
-    many = isinstance(value, (list, tuple, set, frozenset))
-    return {_said(list(x) if isinstance(x, tuple) else x) for x in (value if many else [value])} | {_said(list(value) if many else value)}
+    if not isinstance(value, (list, tuple, set, frozenset)): return {_said(value)}
+    each = {_said(list(x) if isinstance(x, tuple) else x) for x in value}
+    return each | {_said(list(value))}  # several values, or one that is a list
 
 
 def _chosen(known: Sequence[tuple[Cell, dict]], where: Mapping) -> list[tuple[Cell, dict]]:
@@ -88,7 +89,8 @@ _SAME = {  # for results that agree in these -> these must be the same, too
 def _differing(known: Sequence[Mapping], names: Sequence[str]) -> dict[str, Counter]:
     "Facts that have several values, and how often each."
     every = dict.fromkeys(name for found in known for name in found)
-    asked = [name for name in every for start in names if name == start or start.endswith(".") and name.startswith(start)]
+    groups = tuple(start for start in names if start.endswith("."))
+    asked = [name for name in every if name in names or name.startswith(groups)]
     counts = {name: Counter(_said(found.get(name)) for found in known) for name in asked}
     return {name: values for name, values in counts.items() if len(values) > 1}
 
@@ -109,11 +111,7 @@ def require_one_kind(
             raise ValueError(f"results{of} differ in {said}: numbers of different kinds do not stand in one table. "
                              f"Choose one kind, such as where={{{name!r}: {values.most_common(1)[0][0]!r}}}")
 
-# %% ../../nbs/9_lab/98_leaderboard.ipynb #53e2fbc0
-_PLACE = ["sae", "model", "task"]
-_COLUMNS = ["score", "lo", "hi", "margin", *PARTS, "l0", "width", "passes", "seconds", "seeds", "n", "fit"]
-
-
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #5e0c41d7
 def results_in(
     folder: str | Path,  # that `sweep` wrote to
     where: Mapping = {},  # fact -> the value, or values, that are meant; see `facts`
@@ -132,6 +130,10 @@ def results_in(
     chosen = _chosen([(cell, facts(cell)) for cell in done], where)
     require_one_kind([found for _, found in chosen])
     return [cell for cell, _ in chosen]
+
+# %% ../../nbs/9_lab/98_leaderboard.ipynb #53e2fbc0
+_PLACE = ["sae", "model", "task"]
+_COLUMNS = ["score", "lo", "hi", "margin", *PARTS, "l0", "width", "passes", "seconds", "seeds", "n", "fit"]
 
 
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -156,7 +158,8 @@ def _row(cell: Cell) -> dict:
     rest = {"margin": cell.margin.get("value"), "l0": about.get("l0"), "width": about.get("d_sae"),
             "passes": cost.get("passes"), "seconds": cost.get("seconds")}
     numbers = {name: float("nan") if x is None else x for name, x in rest.items()}
-    return {**cell.methods[0], "sae": key.sae, "model": key.model, "task": key.task, "n": key.n, "fit": cell.fit, **numbers}
+    place = {"sae": key.sae, "model": key.model, "task": key.task, "n": key.n, "fit": cell.fit}
+    return {**cell.methods[0], **place, **numbers}
 
 
 def _table(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -246,7 +249,7 @@ def comparisons(
     where: Mapping = {},  # fact -> the value, or values, that are meant; see `facts`
     saes: Sequence[str] | None = None,  # names; by default all, and that takes a second for 30 results
 ) -> pd.DataFrame:  # model, task, a, b, difference, lo, hi, p, adjusted, real, se, n, seeds
-    "The paired difference of any two SAEs on each task, and whether it is real after correction for all that there are."
+    "The paired difference of any two SAEs on each task, and whether it is real after correction for all there are."
     cells = results_in(folder, where)
     there = {cell.key.sae for cell in cells}
     missing = [name for name in saes or () if name not in there]
@@ -258,7 +261,8 @@ def _mean_over_tasks(table: pd.DataFrame) -> pd.DataFrame:
     "A row for each SAE of a model that was scored on all of its tasks."
     n_tasks = table["task"].nunique()
     whole = table[table.groupby("sae")["task"].transform("size") == n_tasks]
-    groups = whole.assign(below=(whole["score"] - whole["lo"]) ** 2, above=(whole["hi"] - whole["score"]) ** 2).groupby("sae")
+    below, above = (whole["score"] - whole["lo"]) ** 2, (whole["hi"] - whole["score"]) ** 2
+    groups = whole.assign(below=below, above=above).groupby("sae")
     mean = groups.mean(numeric_only=True)
     mean["lo"] = mean["score"] - groups["below"].sum() ** 0.5 / n_tasks
     mean["hi"] = mean["score"] + groups["above"].sum() ** 0.5 / n_tasks
@@ -293,7 +297,7 @@ def _task_of(name: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int) -
     if not len(mine): return found
     se, n = mine["se"].median(), int(mine["n"].iloc[0])
     least = {"alone": LEVEL, "corrected": strictest(family, n_real)}
-    return found | {"n": n} | {key: smallest_difference(se, n, level) for key, level in least.items()}
+    return found | {"n": n} | {key: detectable_difference(se, n, level) for key, level in least.items()}
 
 
 def _board(model: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int, most: int) -> dict:
@@ -314,7 +318,8 @@ def _board(model: str, table: pd.DataFrame, pairs: pd.DataFrame, family: int, mo
     for row in pairs.itertuples():
         rows[tasks.index(row.task)].append([place[row.a], place[row.b], row.difference, row.lo, row.hi, row.adjusted])
     largest = pairs.loc[pairs["real"], "difference"].abs().max()
-    return {"model": model, "compared": len(compared), "family": family, "largest": largest if largest == largest else 1,
+    return {"model": model, "compared": len(compared), "family": family,
+            "largest": largest if largest == largest else 1,
             "saes": [{"name": name, "width": widths[name]} for name in saes], "cells": cells, "pairs": rows,
             "tasks": [_task_of(name, table, pairs, family) for name in tasks]}
 
@@ -337,8 +342,9 @@ def _tables(table: pd.DataFrame, pairs: pd.DataFrame) -> str:
     real = pairs[pairs["real"]].sort_values("adjusted").head(200)
     if not len(real): return html
     words = [f"{row.difference:.2f} [{row.lo:.2f}, {row.hi:.2f}]" for row in real.itertuples()]
-    rows = real[["a", "b", "model", "task"]].assign(**{"a minus b": words, "adjusted p": real["adjusted"].map("{:.3f}".format)})
-    return html + table_of(rows, f"Real differences, corrected after {CORRECTION}: {len(rows)} of {int(pairs['real'].sum())}")
+    numbers = {"a minus b": words, "adjusted p": real["adjusted"].map("{:.3f}".format)}
+    rows, n_real = real[["a", "b", "model", "task"]].assign(**numbers), int(pairs["real"].sum())
+    return html + table_of(rows, f"Real differences, corrected after {CORRECTION}: {len(rows)} of {n_real}")
 
 
 def leaderboard_explorer(
@@ -356,7 +362,8 @@ def leaderboard_explorer(
         every.append(pairs)
         boards.append(_board(model, rows, pairs, max(_n_pairs(mine), len(pairs)), MOST_SAES))
     if title is None: title = f"Leaderboard: {table['sae'].nunique()} SAEs, {', '.join(dict.fromkeys(table['task']))}"
-    data = {"level": LEVEL, "correction": CORRECTION, "numbers": ["score", *(p for p in PARTS if p in table)], "boards": boards}
+    numbers = ["score", *(part for part in PARTS if part in table)]
+    data = {"level": LEVEL, "correction": CORRECTION, "numbers": numbers, "boards": boards}
     return Explorer("leaderboard", title, quantised(data), _tables(table, pd.concat(every)), height=900)
 
 # %% ../../nbs/9_lab/98_leaderboard.ipynb #460a76d7
@@ -391,14 +398,14 @@ def dataset_folder(
     "The results as a dataset of the Hugging Face hub: cells, evidence, the table, a card."
     cells, out = results_in(folder, where), Path(out)
     for cell in cells:
-        path = cell_path(folder, cell.key)
-        names = [path.relative_to(folder), *(Path("evidence") / f"{name}.safetensors" for name in cell.evidence.values())]
-        for name in names:
+        evidence = [Path("evidence") / f"{name}.safetensors" for name in cell.evidence.values()]
+        for name in (cell_path(folder, cell.key).relative_to(folder), *evidence):
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             if not (out / name).exists(): shutil.copy2(Path(folder) / name, out / name)
     keys = [cell.key for cell in cells]
-    card = _CARD.format(saes=len({key.sae for key in keys}), results=len(keys), models=_plain(key.model for key in keys),
-                        tasks=_plain(key.task for key in keys), score_version=keys[0].score_version, version=keys[0].version)
+    models, tasks = _plain(key.model for key in keys), _plain(key.task for key in keys)
+    card = _CARD.format(saes=len({key.sae for key in keys}), results=len(keys), models=models, tasks=tasks,
+                        score_version=keys[0].score_version, version=keys[0].version)
     write_whole(out / "leaderboard.csv", _table(cells).to_csv(index=False).encode())
     write_whole(out / "README.md", card.encode())
     return out
@@ -449,11 +456,12 @@ def save_saebench(
     paths, out = [], Path(out)
     for cell in results_in(folder, where):
         own, about = cell.methods[0], {"loss recovered": None} | cell.about
-        scores = {"score": own["score"], "lo": own["score_lo"], "hi": own["score_hi"], "margin": cell.margin.get("value"),
-                  **{part: own[part] for part in PARTS if part in own}}
+        scores = {"score": own["score"], "lo": own["score_lo"], "hi": own["score_hi"],
+                  "margin": cell.margin.get("value"), **{part: own[part] for part in PARTS if part in own}}
         record = saebench_record(cell.settings, cell.key.sae, about, scores, [])
         path = out / saebench_file(cell.settings, cell.key.sae)
-        if path in paths: path = path.with_name(f"{cell.key.name[:8]}_{path.name}")  # names that differ in odd signs only
+        if path in paths:  # names that differ in odd signs only
+            path = path.with_name(f"{cell.key.name[:8]}_{path.name}")
         write_whole(path, json.dumps(record, indent=1, allow_nan=False).encode())
         paths.append(path)
     return paths
