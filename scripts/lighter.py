@@ -1,7 +1,7 @@
 """Makes the rendered pages lighter, and changes nothing that is seen.
 
 Quarto writes the same 29 kB of script into every page, an empty link before every line of code, and line ends and
-spaces into a sidebar of a hundred links: a fifth of the site. Scripts that several pages have become files of their own.
+spaces into a sidebar of a hundred links: a fifth of the site. A script of several pages becomes a file of its own.
 """
 import hashlib
 import os
