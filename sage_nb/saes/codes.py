@@ -566,7 +566,7 @@ def directions(self: SparseSAE, indices: Int[Tensor, "..."]) -> Float[Tensor, ".
 
 @patch
 def bias(self: SparseSAE, codes: Codes) -> Float[Tensor, "... d_in"]:
-    "What the reconstruction holds beside the latents, $s\\,b_{dec} + m$; of a transcoder, with its skip."
+    "What the reconstruction holds beside the latents, s·b_dec + m; of a transcoder, with its skip."
     bias = widen(self.b_dec).expand(*codes.values.shape[:-1], -1)
     if codes.scale is not None: bias = bias * codes.scale
     if codes.shift is not None: bias = bias + codes.shift
