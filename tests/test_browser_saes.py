@@ -171,7 +171,7 @@ def test_latents_of_another_measure_attribute_section_and_sae(browse, explorers)
     page.get_by_role("button", name="effect without it").click()
     assert cell.inner_text() == "−.50"
     page.get_by_label("Values of").select_option("S")
-    assert cell.get_attribute("aria-label") == "L1.resid_pre #0, Tom: F1 0.80"
+    assert cell.get_attribute("aria-label") == "L1.resid_pre #0, Tom: F1 1.0"
     page.get_by_label("SAE").select_option("standard")
     page.get_by_label("Cross-section").select_option("S:v@S2")
     assert "was not looked at in this cross-section" in view(page).inner_text()
