@@ -39,7 +39,9 @@ def cell_of(key, score, lo, hi, l0=8.0, truth=None):
     plain = [row_of(f"{key.sae}, random twin", "twin", 0.2, 0.1, 0.3), row_of("mean ablation", "floor", 0.0, 0.0, 0.0),
              *(row_of(f"PCA-{k}", "PCA", 0.3, 0.2, 0.4) for k in (4, 8, 16)),
              row_of("identity", "identity", 0.3, 0.2, 0.4), row_of(SKYLINE, "skyline", 1.0, 1.0, 1.0)]
-    settings = {"model": {"name": key.model, "hash": key.model_hash}, "task": {"name": key.task, "hash": key.task_hash},
+    settings = {"model": {"name": key.model, "hash": key.model_hash, "dtype": key.dtype},
+                "task": {"name": key.task, "hash": key.task_hash}, "score_version": key.score_version,
+                "certificate": {"option": 1}, "projection": {"option": 1}, "tests": key.settings["tests"],
                 "sections": "s", "dictionaries": {"label": "mse", "hash": truth or f"truth of {key.task_hash}"},
                 "discovery": {f"option {i}": i for i in range(40)},
                 "versions": {f"package {i}": "1.0" for i in range(8)}}
