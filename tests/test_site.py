@@ -11,7 +11,7 @@ from site_pages import DESK, PHONE, Site
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "_docs"
-TOO_BIG = 0.14  # MB a page, with all that pages share
+TOO_BIG = 10  # MB
 NORMAL_TEXT = 4.5  # contrast that the Web Content Accessibility Guidelines ask for
 
 pytestmark = pytest.mark.skipif(not (FOLDER / "index.html").is_file(),
@@ -90,8 +90,9 @@ def test_no_flags_tracebacks_or_raw_markdown(pages):
     found([f"{p.name}: {fault}" for p in pages for fault in p.words["faults"]], "text that no reader should see")
 
 
+@pytest.mark.xfail(strict=True, reason="11.4 MB for 89 pages: 26 kB of each are the sidebar")
 def test_the_site_is_small(site):
-    assert site.megabytes() <= TOO_BIG * len(site.names)
+    assert site.megabytes() <= TOO_BIG
 
 
 # What a reader does
@@ -118,8 +119,13 @@ def test_every_public_name_is_in_the_index_and_on_its_page(site, pages):
     found(lost, "a public name that the index of names does not lead to")
 
 
+BEHIND = pytest.mark.xfail(strict=True, reason="the search puts another page before the definition")
+
+
 @pytest.mark.parametrize("name,page", [
     ("load_saes", "5_saes/sets.html#load_saes"),
+    pytest.param("evaluate", "8_report/evaluation.html#evaluate", marks=BEHIND),
+    pytest.param("Task", "2_tasks/task.html#task", marks=BEHIND),
     ("find_cross_sections", "3_discovery/sections.html#find_cross_sections")])
 def test_search_finds_a_definition_first(site, tab, name, page):
     tab.set_viewport_size({"width": DESK, "height": 900})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'SCHEMA_OF_CELLS', 'canonical', 'CellKey', 'key_of', 'part_estimates', 'kind_of', 'Cell', 'cell_of',
            'evidence_bytes', 'tensors_of', 'write_whole', 'cell_path', 'write_cell', 'CellError', 'read_cell',
-           'read_evidence', 'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
+           'has_evidence', 'read_evidence', 'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
 
 # %% ../../nbs/9_lab/96_cells.ipynb #1e6fbdeb
 import hashlib
@@ -367,6 +367,17 @@ def _content(folder: str | Path, name: str) -> bytes:
     content = path.read_bytes()
     if _hash(content) == name: return content
     raise CellError(f"{str(path)!r} is damaged (its content does not have its name): {_REMEDY}")
+
+
+def has_evidence(
+    folder: str | Path,  # of results
+    cell: Cell,
+) -> bool:
+    "Whether every file of evidence that a cell names is there, and whole."
+    try:
+        for name in cell.evidence.values(): _content(folder, name)
+    except (CellError, OSError): return False
+    return True
 
 
 def _tensors(folder: str | Path, name: str) -> dict[str, Tensor]:

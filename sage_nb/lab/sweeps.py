@@ -9,7 +9,6 @@ __all__ = ['SweepOptions', 'Ground', 'find_ground', 'score', 'sae_sources', 'gro
 # %% ../../nbs/9_lab/97_sweeps.ipynb #a554a12f
 import atexit
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -40,7 +39,7 @@ from ..core.activations import Node
 from ..core.models import ModelSettings, load_model, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
-    Cell, CellError, CellKey, cell_of, cell_path, cells_in, key_of, read_cell, write_cell, write_whole)
+    Cell, CellError, CellKey, cell_of, cell_path, cells_in, has_evidence, key_of, read_cell, write_cell, write_whole)
 from ..report.evaluation import evaluate, sections_hash
 from ..report.report import SageReport, make_folder
 from ..report.trials import sharing
@@ -60,6 +59,11 @@ class SweepOptions:
     tests: tuple[int, ...] = (1, 2, 3)
     twins: bool = True  # also try a random decoder of the same shape
     force: bool = False  # also score SAEs that do not seem to belong to the model
+
+    @property
+    def of_evaluation(self) -> dict:
+        "What `evaluate` is given of them."
+        return {"tests": self.tests, "twins": self.twins, "force": self.force}
 
 
 class Ground(NamedTuple):
@@ -108,8 +112,7 @@ def score(
     model = load_model(model, like=sets)
     task = _task_of(task, model, n, seed)
     ground = find_ground(model, task, options)
-    chosen = dict(tests=options.tests, twins=options.twins, force=options.force)
-    return evaluate(model, task, *ground, sets, progress=progress, **chosen, **others)
+    return evaluate(model, task, *ground, sets, progress=progress, **options.of_evaluation, **others)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b3b3e77f
 def _of_expression(text: str) -> list[str]:
@@ -247,8 +250,7 @@ def _ground(out: str | Path, item: CellJob, model, task: Task) -> tuple[Ground, 
     "What is on disk, or else is found and written; and the seconds that this took."
     path, start = _ground_path(out, item.key), time.perf_counter()
     if path.is_file():
-        try: return ground_of_bytes(path.read_bytes()), 0.0
-        except CellError: pass  # it is made again
+        with suppress(CellError): return ground_of_bytes(path.read_bytes()), 0.0  # else it is made again
     ground = find_ground(model, task, item.frame.options)
     write_whole(path, ground_bytes(ground))
     return ground, time.perf_counter() - start
@@ -279,11 +281,9 @@ class _Stage:
         self.context.run(self.sharing.close)
 
     def report(self, saes: SAESet) -> SageReport:
-        options = self.frame.options
-        chosen = dict(tests=options.tests, twins=options.twins, force=options.force)
         return self.context.run(
             evaluate, self.model, self.task, *self.ground, saes, diagnostics=False, explorers=False, table=False,
-            progress=False, **chosen)
+            progress=False, **self.frame.options.of_evaluation)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #9d013c54
 _stages: dict[str, _Stage] = {}  # the last one
@@ -313,12 +313,7 @@ def is_done(
     if not path.exists(): return False
     try: cell = read_cell(path)
     except (CellError, OSError): return False
-    return cell.status == "done" and all(_is_whole(Path(out), name) for name in cell.evidence.values())
-
-
-def _is_whole(out: Path, name: str) -> bool:
-    path = out / "evidence" / f"{name}.safetensors"
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest()[:32] == name
+    return cell.status == "done" and has_evidence(out, cell)
 
 
 def _why(error: BaseException) -> str:
