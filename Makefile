@@ -41,8 +41,8 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@$(PY) scripts/check_export.py
 	@printf '\n== README.md is what nbs/index.ipynb says ==\n'
 	@$(PY) scripts/readme.py --check
-	@printf '\n== the pages of the doc site are made ==\n'
-	@$(PY) scripts/docs.py --no-render
+	@printf '\n== the doc site is rendered, where Quarto is ==\n'
+	@$(PY) scripts/docs.py
 	@printf '\n== notebooks run ==\n'
 	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'

@@ -364,8 +364,10 @@ def table(symbol: Symbol, library: Library, title: str) -> str:
     shown = {name: [of(p) for p in rows] for name, of in columns.items()}
     shown = {name: cells for name, cells in shown.items() if any(cells)}
     head = "".join(f'<th scope="col">{name}</th>' for name in shown)
-    body = "".join("<tr>" + "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(shown, row)) + "</tr>"
-                   for row in zip(*shown.values()))
+    starts = {"Default": '<td class="default">', "Meaning": '<td class="meaning">'}
+    rows = ("".join(f"{starts.get(name, '<td>')}{cell}</td>" for name, cell in zip(shown, row))
+            for row in zip(*shown.values()))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<table class="api-params"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 

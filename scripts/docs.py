@@ -59,6 +59,8 @@ def render(program: str, cache: Path, names: list[str]) -> Path:
     warnings = [line for line in said.splitlines() if re.match(r"(WARN|ERROR)", line)]
     if done.returncode: sys.exit(f"{' '.join(command)}\n{said[-4000:]}")
     if warnings: sys.exit("Quarto warns:\n" + "\n".join(warnings))
+    home = cache / "_docs" / "index.html"  # where the home page is not among them, Quarto puts one that leads elsewhere
+    if "index" not in {Path(name).stem for name in names}: home.unlink(missing_ok=True)
     return cache / "_docs"
 
 

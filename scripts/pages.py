@@ -79,16 +79,27 @@ class raw_html(Processor):
             data["text/markdown"] = f"{fence}{{=html}}\n{html}\n{fence}"
 
 
+def described(markdown: str) -> str:
+    "A drawing on a line of its own: Quarto would put its description below it, and leave it without one."
+    def drawing(m): return f'![]({m[2]}){{.drawing fig-alt="{plain(m[1])}"}}'
+    return re.sub(r"^!\[([^\]]+)\]\((\S+?)\)$", drawing, markdown, flags=re.M)
+
+
+def plain(words: str) -> str:
+    "Without what would end an attribute, or be taken for a name."
+    return re.sub(r"[\\`]", "", words).replace('"', "'")
+
+
 class described_pictures(Processor):
     "A picture without words of its own is described by the sentence that leads to it."
     def begin(self): self.said = ""
 
     def cell(self, cell):
+        if cell.cell_type == "markdown": cell.source = described(cell.source)
         if cell.cell_type == "markdown" and not getattr(cell, "is_entry", False): self.said = last_sentence(cell.source)
         has_picture = any("image/png" in out.get("data", {}) for out in cell.get("outputs", []))
         if has_picture and "fig-alt" not in cell.source and self.said:
-            said = self.said.replace("\\", "").replace('"', "'")
-            cell.source = f'#| fig-alt: "Picture: {said}"\n{cell.source}'
+            cell.source = f'#| fig-alt: "Picture: {plain(self.said)}"\n{cell.source}'
 
 
 def last_sentence(markdown: str) -> str:
@@ -134,8 +145,9 @@ def api_index(library: api.Library) -> str:
 def search_entries() -> list[dict]:
     "What the site's search knows of public names: Quarto lists sections alone, and no definitions."
     library = api.read_package(ROOT, get_config(path=ROOT).lib_name)
+    symbols = sorted(library.symbols, key=lambda s: (s.name not in library.homes, s.page))  # what users import first
     return [{"objectID": f"{s.page}#{s.anchor}", "href": f"{s.page}#{s.anchor}", "title": s.name, "section": s.name,
-             "text": s.summary} for s in library.symbols]
+             "text": s.summary} for s in symbols]
 
 
 def settings(cache: Path):
