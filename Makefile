@@ -46,7 +46,7 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@printf '\n== notebooks run ==\n'
 	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'
-	@$(PY) -m pytest -q -n 2 --dist loadfile tests
+	@$(PY) -m pytest -q -n 2 --dist loadfile --durations=40 --durations-min=4 tests
 
 slow: $(ENV) ## what `make test` leaves out because it takes long: cells and tests flagged slow
 	@printf '\n== notebooks run, with their slow cells ==\n'
