@@ -361,19 +361,16 @@ class CellsFailed(Exception):
 
 
 @contextmanager
-def _alone_on_stdout():
-    "Nothing that workers print reaches the program's stdout, which they would share."
-    sys.stdout.flush()
-    try: kept = os.dup(1)
-    except OSError: kept = None  # there is none
-    if kept is None:
-        yield
-        return
+def _hushed_workers():
+    "What processes that are started within print is not shown, nor what they warn of, unless Python was told to."
+    told, kept = "PYTHONWARNINGS" in os.environ, os.dup(1)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     with open(os.devnull, "wb") as nowhere: os.dup2(nowhere.fileno(), 1)
     try: yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        if not told: del os.environ["PYTHONWARNINGS"]
 
 
 @patch
@@ -381,13 +378,9 @@ def _sweep(self: Sweep, console: Console):
     "The plan of a dry run, or the result."
     options = dict(n=self.n, options=_sweep_options(self), jobs=self.jobs, backend=self.backend, dry_run=self.dry_run,
                    revision=self.revision, progress=console.progress)
-    try:
-        with hushed(console.progress), _alone_on_stdout():
-            return sage_nb.sweep(
-                list(self.models), list(self.tasks), list(self.saes), self.out, list(self.seeds) or [0], **options)
-    except KeyboardInterrupt as stop:
-        if not getattr(stop, "__notes__", []): stop.add_note("nothing was computed yet")
-        raise
+    with hushed(console.progress), _hushed_workers():
+        return sage_nb.sweep(
+            list(self.models), list(self.tasks), list(self.saes), self.out, list(self.seeds) or [0], **options)
 
 
 @patch
@@ -399,7 +392,7 @@ def run(self: Sweep) -> None:
     console.say(found)
     console.document(json.dumps(found.record()))
     if self.dry_run: return
-    console.say(f"sage_nb leaderboard {quote(str(found.out))} shows them")
+    if len(found.failed) < len(found.cells): console.say(f"sage_nb leaderboard {quote(str(found.out))} shows them")
     if not found.failed: return
     first = found.failed[0]
     raise CellsFailed(f"{len(found.failed)} of {len(found.cells)} cells failed, the first: {first.key}: {first.error}; "
@@ -459,7 +452,7 @@ def _shown_table(table) -> str:
     "A leaderboard for a terminal: scores with their intervals, and no column that needs a page."
     scores = [f"{row.score:.2f} [{row.lo:.2f}, {row.hi:.2f}]" for row in table.itertuples()]
     rest = table.drop(columns=["lo", "hi", "passes", "seconds"]).assign(score=scores)
-    return rest.to_string(index=False, float_format="{:.2f}".format, na_rep="–")
+    return rest.to_string(index=False, float_format="{:.2f}".format, formatters={"width": "{:.0f}".format}, na_rep="–")
 
 
 @patch
@@ -656,7 +649,8 @@ def _complain(error: BaseException, what: str = "") -> None:
     "An error in one line, with what was kept."
     _clear_bars()
     words = " ".join(str(error).split()) or type(error).__name__
-    print("; ".join([f"sage_nb: {what or words}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    notes = getattr(error, "__notes__", []) or ["nothing new was made"] * isinstance(error, KeyboardInterrupt)
+    print("; ".join([f"sage_nb: {what or words}", *notes]), file=sys.stderr)
 
 
 def main(
