@@ -114,8 +114,8 @@ def require_one_kind(
             name, values = next(iter(differing.items()))
             value, _ = values.most_common(1)[0]
             raise ValueError(f"results{of} differ in {said}: numbers of different kinds do not stand in one table. "
-                             f"Choose one kind, such as where={{{name!r}: {value!r}}} "
-                             f"(in a shell --where {quote(f'{name}={value}')})")
+                             f"Choose one kind, in a shell by --where {quote(f'{name}={value}')}, in Python by "
+                             f"where={{{name!r}: {value!r}}}")
 
 # %% ../../nbs/9_lab/98_leaderboard.ipynb #5e0c41d7
 def results_in(
