@@ -17,10 +17,12 @@ from pathlib import Path
 
 PROGRAM = "from sage_nb.lab.cli import main; raise SystemExit(main())"
 LINES = [  # (command line, exit status); {file} is a file where a folder should be
-    ("--help", 0), ("evaluate --help", 0), ("--version", 0), ("evalaute", 2), ("evaluate --sae tiny-gpt2-res-topk", 2),
+    ("--help", 0), ("evaluate --help", 0), ("sweep --help", 0), ("--version", 0), ("evalaute", 2),
+    ("evaluate --sae tiny-gpt2-res-topk", 2),
     ("evaluate --saes tiny-gpt2-res-topl", 1), ("evaluate --saes gpt2-small-res-bj", 1), ("evaluate --out {file}", 1),
     ("evaluate --task ioy", 1), ("evaluate --task {broken}", 1), ("evaluate --task {rows}", 1),
-    ("evaluate --model tiny-gtp2", 1), ("evaluate --sites Z", 1), ("evaluate --attributes Foo", 1),
+    ("sweep --saes re:tiny-gpt3.*", 1), ("leaderboard {file}", 1), ("evaluate --model tiny-gtp2", 1),
+    ("evaluate --sites Z", 1), ("evaluate --attributes Foo", 1),
 ]
 
 

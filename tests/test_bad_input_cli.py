@@ -47,12 +47,15 @@ def fixtures(tmp_path_factory):
         record=file(f"full/{RECORD}", {"discover": {"task": "ioi", "n": 384}}),
         sae=os.path.dirname(os.path.dirname(file("a/topk/layer/cfg.json", "{}"))),
         sae_again=os.path.dirname(os.path.dirname(file("b/topk/layer/cfg.json", "{}"))),
+        board=os.path.dirname(os.path.dirname(file("board/cells/a.json"))), page=file("board/page.html"),
+        half=os.path.dirname(file("half/shared")),
     )
 
 
 ROWS = [  # (command line, with names of the fixtures in braces; exit status; part of its text)
-    ("evalaute", 2, "there is no command 'evalaute' (has discover, evaluate, doctor): did you mean evaluate?"),
-    ("fly", 2, "there is no command 'fly' (has discover, evaluate, doctor)"),
+    ("evalaute", 2, "there is no command 'evalaute' (has discover, evaluate, doctor, score, sweep, leaderboard): did "),
+    ("leaderbord", 2, "did you mean leaderboard?"),
+    ("fly", 2, "there is no command 'fly' (has discover, evaluate, doctor, score, sweep, leaderboard)\n"),
     ("--verison", 2, "there is no command '--verison'"),
     ("--help evaluate", 2, "there is no command '--help'"),
     ("discover --site q", 2, "there is no option '--site': did you mean --sites? (sage_nb discover --help"),
@@ -125,6 +128,49 @@ ROWS = [  # (command line, with names of the fixtures in braces; exit status; pa
     ("evaluate --out {strange}", 1, f"table.csv of another origin ({RECORD} is missing); --overwrite replaces it"),
     ("evaluate --n 96 --out {full}", 1, "what sage_nb discover found with n 384, not 96; --overwrite replaces it"),
     ("discover --task order --out {full}", 1, "found with task ioi, not order, n 384, not 1024; --overwrite"),
+    ("score --n many", 2, "--n: 'many' is not a whole number"),
+    ("score --quiet", 1, "--quiet without --out or --json leaves nothing to see: add one"),
+    ("score --saes tiny-gpt2-res-topl", 1, "did you mean tiny-gpt2-res-topk?"),
+    ("score --out {file}", 1, "file.txt' is a file; give another folder"),
+    ("score --out {strange}", 1, "--overwrite replaces it, or give another folder"),
+    ("sweep --model tiny-gpt2", 2, "there is no option '--model': did you mean --models?"),
+    ("sweep --seeds 0,1,0", 2, "--seeds: 0 is named twice"),
+    ("sweep --seeds 0-3", 2, "--seeds: '0-3' is not a whole number"),
+    ("sweep --seeds 0,-1", 2, "--seeds: -1 is too small; at least 0"),
+    ("sweep --jobs 0", 2, "--jobs: 0 is too small; at least 1"),
+    ("sweep --models tiny-gpt2,tiny-gtp2", 1, "did you mean tiny-gpt2?"),
+    ("sweep --tasks ioi,ordr", 1, "task 'ordr' is neither built in"),
+    ("sweep --tasks {good} --n 96", 1, "--n says nothing about"),
+    ("sweep --tasks {good} --seeds 0", 1, "--seeds says nothing about"),
+    ("sweep --tasks ioi,order --attributes IO", 1, "--attributes, of task 'order': 'IO' is not one of "),
+    ("sweep --sites q,Z", 1, "--sites: 'Z' is not one of resid_pre, q, k, v, z"),
+    ("sweep --saes tiny-gpt2-res-topk,gpt2-small-res-bj", 1, "did you mean gpt2-small-res-jb?"),
+    ("sweep --saes re:gpt2(", 1, "'gpt2(' is no regular expression: missing )"),
+    ("sweep --saes re:tiny-gpt3.*", 1, "none of sae_lens' "),
+    ("sweep --saes re:tiny-gpt2", 1, "the whole name must match, so write '.*' where anything may stand"),
+    ("sweep --saes re:tiny-gemma.*", 1, "were made for tiny-gemma, not for tiny-gpt2; --force scores them anyway"),
+    ("sweep --saes gpt2-small-res-jb", 1, "were made for gpt2-small, not for tiny-gpt2: --models …,gpt2-small"),
+    ("sweep --saes {at}/nowhere*", 1, "no folder with SAEs (a cfg.json in it) matches "),
+    ("sweep --saes {at}/?/topk", 1, "would both be called 'topk': rename a folder"),
+    ("sweep --backend lokee", 1, "backend 'lokee' is not one of loky, threading, dask, ray: did you mean loky?"),
+    ("sweep --revision main", 1, "--revision main is for models of the hub, which 'tiny-gpt2' is not: leave it out"),
+    ("sweep --out {file}", 1, "file.txt' is a file; give another folder"),
+    ("sweep --out {half}", 1, "'shared' in it is a file; give another folder"),
+    ("sweep --dry-run --quiet", 1, "--quiet with --dry-run leaves nothing to see: add --json"),
+    ("leaderboard {at}/nowhere", 1, "nowhere' is not there: give the --out of a sage_nb sweep"),
+    ("leaderboard {file}", 1, "file.txt' is a file: give the --out of a sage_nb sweep"),
+    ("leaderboard {empty}", 1, "holds no results of a sweep: give the --out of a sage_nb sweep"),
+    ("leaderboard {board} {board}", 2, "board' belongs to no option"),
+    ("leaderboard --folder {board}", 2, "there is no option '--folder'"),
+    ("leaderboard {board} --where task", 2, "--where: 'task' is not NAME=VALUE, such as task=ioi"),
+    ("leaderboard {board} --where =ioi", 2, "--where: '=ioi' is not NAME=VALUE"),
+    ("leaderboard {board} --where task=ioi,", 2, "--where: an empty name"),
+    ("leaderboard {board} --csv --json", 1, "--csv and --json ask for two forms: give one of them"),
+    ("leaderboard {board} --quiet", 1, "--quiet without --page or --json leaves nothing to see: add one"),
+    ("leaderboard {board} --page page.pdf", 1, "--page 'page.pdf' is no HTML file: end its name in .html"),
+    ("leaderboard {board} --page {file}/page.html", 1, "file.txt' is a file; give another folder"),
+    ("leaderboard {board} --page /proc/page.html", 1, "'/proc' cannot be written to ("),
+    ("leaderboard {board} --page {page}", 1, "page.html' exists; --overwrite replaces it, or give another file"),
 ]
 
 SEVERAL = """
@@ -158,6 +204,7 @@ def test_wrong_command_lines_are_refused_at_once(number, answers):
 def test_a_refused_command_line_writes_nothing(fixtures, answers):
     "No folder was made, nothing that was there is gone."
     at = Path(fixtures.at)
-    assert sorted(p.name for p in at.iterdir() if p.is_dir()) == ["a", "b", "blocked", "empty", "full", "strange"]
+    assert sorted(p.name for p in at.iterdir() if p.is_dir()) == [
+        "a", "b", "blocked", "board", "empty", "full", "half", "strange"]
     assert sorted(p.name for p in (at / "full").iterdir()) == [RECORD, "sections.csv"]
     assert not list((at / "empty").iterdir())

@@ -51,13 +51,13 @@ def test_help_returns_0(argv, capsys):
     assert all(name in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["discover", "evaluate"])
+@pytest.mark.parametrize("command", ["discover", "evaluate", "score"])
 def test_help_of_a_command_names_and_explains_its_options(command, capsys):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
     for option in ("--model", "--task", "--n", "--seed", "--out", "--no-qk-fix", "embedded model, folder or hub name"):
         assert option in out
-    assert ("--saes" in out) == (command == "evaluate")
+    assert ("--saes" in out) == (command != "discover")
 
 
 def test_help_of_the_doctor(capsys):
@@ -74,8 +74,8 @@ def test_versions(capsys):
     assert names == ["sage_nb", "python", "torch", "transformer_lens", "sae_lens", "transformers"]
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"], ["doctor", "--help"], ["--version"], ["fly"],
-                                  ["evaluate", "--n", "x"]])
+@pytest.mark.parametrize("argv", [["--help"], ["evaluate", "--help"], ["doctor", "--help"], ["sweep", "--help"],
+                                  ["leaderboard", "--help"], ["--version"], ["fly"], ["evaluate", "--n", "x"]])
 def test_nothing_heavy_is_imported_to_say_so(argv):
     program = f"""
 import sys

@@ -14,12 +14,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
 from .cells import Cell, cell_path, cells_in, read_evidence, write_whole
+from .requests import did_you_mean
 from ..measures.score import PARTS
 from ..report.many import (
     CORRECTION, LEVEL, Scores, adjusted, detectable_difference, differences, pareto_front, strictest)
@@ -63,11 +65,13 @@ def _chosen(known: Sequence[tuple[Cell, dict]], where: Mapping) -> list[tuple[Ce
     names = dict.fromkeys(name for _, found in known for name in found)
     for name, value in where.items():
         if name not in names:
-            raise ValueError(f"where has {name!r}, which no result has: choose by {', '.join(names)}")
+            raise ValueError(f"where has {name!r}, which no result has: choose by {', '.join(names)}"
+                             f"{did_you_mean(name, names)}")
         there, wanted = Counter(_said(found.get(name)) for _, found in known), _wanted(value)
         known = [(cell, found) for cell, found in known if _said(found.get(name)) in wanted]
         if known: continue
-        raise ValueError(f"no result has {name} {value!r} (has {_counted(there)})")
+        near = did_you_mean(value, there) if isinstance(value, str) else ""
+        raise ValueError(f"no result has {name} {value!r} (has {_counted(there)}){near}")
     return list(known)
 
 
@@ -108,8 +112,10 @@ def require_one_kind(
             of = " of " + ", ".join(f"{name} {value}" for name, value in zip(scope, group)) if scope else ""
             said = "; ".join(f"{name} ({_counted(values)})" for name, values in differing.items())
             name, values = next(iter(differing.items()))
+            value, _ = values.most_common(1)[0]
             raise ValueError(f"results{of} differ in {said}: numbers of different kinds do not stand in one table. "
-                             f"Choose one kind, such as where={{{name!r}: {values.most_common(1)[0][0]!r}}}")
+                             f"Choose one kind, in a shell by --where {quote(f'{name}={value}')}, in Python by "
+                             f"where={{{name!r}: {value!r}}}")
 
 # %% ../../nbs/9_lab/98_leaderboard.ipynb #5e0c41d7
 def results_in(

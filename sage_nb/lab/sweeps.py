@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from glob import glob, has_magic
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
@@ -40,6 +39,8 @@ from ..core.models import ModelSettings, load_model, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
     Cell, CellError, CellKey, cell_of, cell_path, cells_in, has_evidence, key_of, read_cell, write_cell, write_whole)
+from .requests import (
+    check_engine, check_fit, check_some, expression_of, folders_like, is_pattern)
 from ..report.evaluation import evaluate, sections_hash
 from ..report.report import SageReport, make_folder
 from ..report.trials import sharing
@@ -111,15 +112,14 @@ def score(
     sets = load_sets(saes)
     model = load_model(model, like=sets)
     task = _task_of(task, model, n, seed)
-    ground = find_ground(model, task, options)
+    check_fit(model, task, sets, options.sites)
+    ground = find_ground(model, task, options, verbose=progress)
     return evaluate(model, task, *ground, sets, progress=progress, **options.of_evaluation, **others)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b3b3e77f
 def _of_expression(text: str) -> list[str]:
     "The names that a regular expression means."
-    name, _, ids = text.partition(":")
-    try: release, label = re.compile(name), re.compile(ids or ".*")
-    except re.error as error: raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    (release, label), ids = expression_of(text), text.partition(":")[2]
     known, found = _releases(), [] if ids else [saes for saes in embedded_saes() if release.fullmatch(saes)]
     for name, labels in known.items():
         if not release.fullmatch(name): continue
@@ -137,13 +137,6 @@ def _releases() -> dict[str, list[str]]:
     return {name: [*entry.saes_map] for name, entry in get_pretrained_saes_directory().items()}
 
 
-def _of_folders(pattern: str) -> list[str]:
-    "The folders with SAEs that a pattern means."
-    found = sorted(path for path in glob(str(Path(pattern).expanduser())) if any(Path(path).rglob("cfg.json")))
-    if not found: raise ValueError(f"no folder with SAEs (a cfg.json in it) matches {pattern!r}")
-    return found
-
-
 def sae_sources(
     saes,  # a set, name, folder, pattern, expression, or a list of those
 ) -> list:  # each is one set, as `load_saes` takes it
@@ -155,7 +148,7 @@ def sae_sources(
         if text is None: found.append(one)
         elif isinstance(one, re.Pattern): found += _of_expression(text)
         elif text.startswith("re:"): found += _of_expression(text.removeprefix("re:"))
-        elif has_magic(text.partition(":")[0]) and not Path(text).exists(): found += _of_folders(text)
+        elif is_pattern(text): found += folders_like(text)
         else: found.append(text)
     names = [x for x in found if isinstance(x, str)]
     return [*dict.fromkeys(names), *(x for x in found if not isinstance(x, str))]
@@ -377,6 +370,12 @@ def _frames(model, saes: SAESet, revision, tasks, seeds, n, options) -> Iterator
             yield Frame(model, saes.model_settings, revision, task, None if own else n or _PROMPTS, seed, options)
 
 
+def _check_one(model, task: Task, saes: SAESet, options: SweepOptions) -> None:
+    "An error for a cell that could only fail."
+    check_fit(model, task, [saes], options.sites)
+    check_some(f"attributes of task {task.name!r}", options.attributes, [*task.attributes])
+
+
 def _listed(x) -> list: return list(x) if isinstance(x, (list, tuple, range)) else [x]
 
 
@@ -397,6 +396,7 @@ def sweep_items(
             for frame in _frames(model, some, revision, _listed(tasks), _listed(seeds), n, options):
                 if frame not in loaded: loaded[frame] = frame.load()
                 if not options.force: some.require(loaded[frame][0])
+                _check_one(*loaded[frame], some, options)
                 items.append(CellJob(frame, key_of(*loaded[frame], some, settings, revision), source))
     twice = [item.key for item in items if [other.key.name for other in items].count(item.key.name) > 1]
     if twice: raise ValueError(f"{twice[0]} is asked for twice: name every set, task, model and seed once")
@@ -472,14 +472,9 @@ def _check_room(out: Path, plan: SweepPlan, pending: Sequence[CellJob], jobs: in
                          "sweep with jobs=1")
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b6285531
-_ENGINES = {"loky": "joblib", "threading": "joblib", "dask": "distributed", "ray": "ray"}  # what each needs
-
-
 def _require_engine(backend: str) -> None:
     "An error for an engine that is not known or not installed; the others are made known to joblib."
-    if backend not in _ENGINES: raise ValueError(f"backend {backend!r} is not one of {', '.join(_ENGINES)}")
-    if find_spec(_ENGINES[backend]) is None:
-        raise ImportError(f"backend {backend!r} needs {_ENGINES[backend]}: pip install sage_nb[{backend}]")
+    check_engine(backend)
     if backend == "ray":
         from ray.util.joblib import register_ray
         register_ray()
