@@ -566,9 +566,10 @@ def _make(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
     firsts = [item for item in {item.key.frame: item for item in reversed(items)}.values()
               if not _ground_path(out, item.key).is_file()]
     ahead = jobs if backend == "dask" else 2 * jobs  # Dask has as many workers as it has
-    with parallel_config(backend=backend, n_jobs=jobs):
+    engine = parallel_config(backend=backend, n_jobs=jobs)
+    with engine, Parallel(pre_dispatch=ahead, batch_size=1) as parallel:
         for some in filter(None, (firsts, items)):  # the first of a frame makes its ground
-            ends = Parallel(pre_dispatch=ahead, batch_size=1)(delayed(make_cell)(item, out) for item in some)
+            ends = parallel(delayed(make_cell)(item, out) for item in some)
             lost = [end for end in ends if end not in ("done", "failed")]
             if lost: raise RuntimeError(f"backend {backend!r} lost {len(lost)} of {len(some)} cells: {lost[0]!r}")
 
