@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from glob import glob, has_magic
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NamedTuple
@@ -561,19 +562,38 @@ def _marks(out: str, items: Iterable[CellJob]) -> list[CellJob]:
     return found
 
 
+def _on_dask(items: Sequence[CellJob], out: str, jobs: int) -> list[str]:
+    "Make cells on the workers of the active client, so many at once; how each ended."
+    from distributed import as_completed, get_client
+    client, waiting, ends = get_client(), iter(items), []
+
+    def submit(n): return [client.submit(make_cell, item, out, pure=False) for item in islice(waiting, n)]
+    running = as_completed(submit(jobs))
+    for future in running:
+        ends.append(future.result())
+        running.update(submit(1))
+    return ends
+
+
+@contextmanager
+def _pool(out: str, jobs: int, backend: str) -> Iterator:
+    "Within it, a function that makes cells on workers and returns how each ended."
+    if backend == "dask": yield lambda items: _on_dask(items, out, jobs)
+    else:
+        with parallel_config(backend=backend, n_jobs=jobs), Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
+            yield lambda items: parallel(delayed(make_cell)(item, out) for item in items)
+
+
 def _make(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
     "Make cells on workers; an error if the engine says that it is over, and it is not."
     firsts = [item for item in {item.key.frame: item for item in reversed(items)}.values()
               if not _ground_path(out, item.key).is_file()]
-    ahead = jobs if backend == "dask" else 2 * jobs  # Dask has as many workers as it has
-    engine = parallel_config(backend=backend, n_jobs=jobs)
-    with engine, Parallel(pre_dispatch=ahead, batch_size=1) as parallel:
+    with _pool(out, jobs, backend) as pool:
         for some in filter(None, (firsts, items)):  # the first of a frame makes its ground
-            ends = parallel(delayed(make_cell)(item, out) for item in some)
-            lost = [end for end in ends if end not in ("done", "failed")]
+            lost = [end for end in pool(some) if end not in ("done", "failed")]
             if lost: raise RuntimeError(f"backend {backend!r} lost {len(lost)} of {len(some)} cells: {lost[0]!r}")
 
-
+# %% ../../nbs/9_lab/97_sweeps.ipynb #c62a3dd3
 def _spread(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
     "Make the cells on several workers, over and over until none is left."
     deaths = Counter()
