@@ -347,7 +347,7 @@ def check(self: Sweep) -> None:
     if given and not set(self.tasks) & set(RECIPES):
         raise ValueError(f"{given[0]} says nothing about {self.tasks[0]!r}, whose prompts are its rows: leave it out")
     check_some("--sites", self.sites, SITE_NAMES)
-    check_engine(self.backend)
+    check_engine(self.backend, self.jobs)
     check_sae_names(named_saes(self.saes), self.models, self.force)
     check_folder(self.out)
     blocked = [name for name in _FOLDERS if (Path(self.out).expanduser() / name).is_file()]
