@@ -511,8 +511,11 @@ def _ray(jobs: int) -> Iterator[None]:
 @contextmanager
 def _loky(jobs: int) -> Iterator[None]:
     "After it no worker of joblib's own is left: each holds a model, and would for five minutes more."
-    try: yield
-    finally: get_reusable_executor().shutdown()
+    kill = True
+    try:
+        yield
+        kill = False
+    finally: get_reusable_executor(reuse=True).shutdown(kill_workers=kill)
 
 
 def _engine(backend: str, jobs: int):
