@@ -52,8 +52,9 @@ def grown(make, most: int) -> None:
         for start in range(10, most, 50):
             make(Path(out), range(start, min(start + 50, most)))
             now = mib()
-            each = (now - first) / (min(start + 50, most) - 10)
-            print(f"{'':10} after {min(start + 50, most)} cells {now:.0f} MiB: {1024 * each:+.0f} KiB a cell", flush=True)
+            cells = min(start + 50, most)
+            each = 1024 * (now - first) / (cells - 10)
+            print(f"{'':10} after {cells} cells {now:.0f} MiB: {each:+.0f} KiB a cell", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,10 @@ def fuzzed(examples=EXAMPLES):
 
 DEEP = json.loads("[" * 400 + "]" * 400)
 VALUES = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, -7, 2, 10**30, -2**63, 2**63, 1e308, math.nan, math.inf, 0.5, "0.5", "nan",
-                     "1e999", "", " ", "\x00", "../../etc/passwd", "/etc/passwd", "é\ud800"[0], "x" * 5000, [], {}, [[]],
-                     [1, 2, 3], [["a"], [2]], {"a": 1}, [None], DEEP, "float64", "load", "strided", "quint8"]),
+    st.sampled_from([None, True, False, 0, -1, -7, 2, 10**30, -2**63, 2**63, 1e308, math.nan, math.inf, 0.5]),
+    st.sampled_from(["0.5", "nan", "1e999", "", " ", "\x00", "é", "x" * 5000, "../../etc/passwd", "/etc/passwd",
+                     "float64", "load", "strided", "quint8"]),
+    st.sampled_from([[], {}, [[]], [1, 2, 3], [["a"], [2]], {"a": 1}, [None], DEEP]),
     st.integers(-3, 2000), st.floats(), st.text(max_size=5))
 
 
@@ -188,8 +189,7 @@ def test_evidence_with_other_bytes_or_a_foreign_head(folder, a_cell, data):
     theirs = cells.replace(cell, evidence={**cell.evidence, "a": name})
     found = outcome(lambda: cells.read_evidence(place.parent, theirs), name, "cell")
     for e in found or []:
-        for x in (e.own.sparse.clean, e.own.sparse.recovered if hasattr(e.own.sparse, "recovered") else e.own.sparse[2]):
-            assert x.dtype in (torch.float32, torch.float64) and len(x) == 40
+        assert all(x.dtype in (torch.float32, torch.float64) and len(x) == 40 for x in e.own.sparse)
 
 
 # Ground truth, reports, records of commands

@@ -229,7 +229,9 @@ def check_files(
     said, shapes = parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), tensor_shapes(weights)
     missing = [key for key in ("d_in", "d_sae") if key not in said]
     if missing: raise ValueError(f"configuration {str(cfg)!r} does not say {missing[0]!r}: it is not that of an SAE")
-    architecture = handle_config_defaulting(dict(said)).get("architecture")
+    try: architecture = handle_config_defaulting(dict(said)).get("architecture")
+    except Exception as error:  # of sae_lens, which believes what it reads
+        raise ValueError(f"configuration {str(cfg)!r} cannot be read by sae_lens: {error}") from error
     if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
         raise ValueError(f"configuration {str(cfg)!r} says architecture {architecture!r}, which sae_lens does not know "
                          f"(has {', '.join(SAE_CLASS_REGISTRY)})")
