@@ -316,6 +316,12 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:2000]}{where}"
 
 
+def _is_of_an_interrupt(error: BaseException | None) -> bool:
+    "Whether an error was set off by Ctrl-C, however it is called."
+    while error is not None and not isinstance(error, KeyboardInterrupt): error = error.__context__
+    return error is not None
+
+
 @contextmanager
 def _marked(out: str, key: CellKey) -> Iterator[None]:
     "Within it a file says that the cell is being made; it stays where the process dies."
@@ -343,7 +349,9 @@ def make_cell(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT): raise
             cell, evidence = Cell(item.key, "failed", _why(error)), {}
-        except Exception as error: cell, evidence = Cell(item.key, "failed", _why(error)), {}
+        except Exception as error:
+            if _is_of_an_interrupt(error): raise KeyboardInterrupt from error
+            cell, evidence = Cell(item.key, "failed", _why(error)), {}
         write_cell(out, cell, evidence)
     return cell.status
 
