@@ -30,8 +30,8 @@ from fastcore.docments import docments
 
 import sage_nb
 from .requests import (
-    ENGINES, SITE_NAMES, check_engine, check_fit, check_model_name, check_sae_names, check_some, check_task,
-    did_you_mean, embedded_names, named_saes)
+    SITE_NAMES, check_engine, check_fit, check_model_name, check_sae_names, check_some, check_task, did_you_mean,
+    embedded_names, named_saes)
 from .results import Results, check_folder, check_out, handling
 from ..tasks.builtin import RECIPES
 
@@ -593,7 +593,8 @@ def is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError): return True
     frame = [frame for frame, _ in walk_tb(error.__traceback__)][-1]
     raised = opname[frame.f_code.co_code[frame.f_lasti]] == "RAISE_VARARGS"
-    return isinstance(error, (ValueError, ImportError)) and raised and frame.f_globals["__name__"].startswith("sage_nb.")
+    ours = raised and frame.f_globals["__name__"].startswith("sage_nb.")
+    return ours and isinstance(error, (ValueError, ImportError))
 
 
 @contextmanager
