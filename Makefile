@@ -46,13 +46,13 @@ test: $(ENV) ## all checks, offline: export, README, docs, notebooks, pytest
 	@printf '\n== notebooks run ==\n'
 	@$(BIN)/nbdev_test --n_workers 2
 	@printf '\n== tests/ ==\n'
-	@$(PY) -m pytest -q -n 2 --dist loadfile tests
+	@$(PY) -m pytest -q -n 2 --dist loadfile --durations=40 --durations-min=4 tests
 
 slow: $(ENV) ## what `make test` leaves out because it takes long: cells and tests flagged slow
 	@printf '\n== notebooks run, with their slow cells ==\n'
 	@$(BIN)/nbdev_test --flags slow --n_workers 2
 	@printf '\n== slow tests ==\n'
-	@$(PY) -m pytest -q -m slow tests || [ $$? -eq 5 ]  # 5: no test is flagged slow
+	@$(PY) -m pytest -q -m "slow or ray" tests || [ $$? -eq 5 ]  # 5: no test is flagged slow; ray where it is installed
 
 TL4 := .venv-tl4
 test-tl4: $(ENV) ## tests with TransformerLens 4 and without sae_lens, in an environment of their own, .venv-tl4

@@ -33,7 +33,7 @@ setup(
     ],
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dask": ["distributed>=2024.1"], "ray": ["ray>=2.9"]},  # engines of sweeps beside joblib's own
+    extras_require={"dask": ["distributed>=2024.8"], "ray": ["ray>=2.48"]},  # engines of sweeps beside joblib's own
     packages=find_packages(include=["sage_nb*"]),
     package_data={"sage_nb": ["embedded/**/*", "views/assets/*"]},
     include_package_data=False,

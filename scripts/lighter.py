@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 LEAST = 1000  # characters of a script that is worth a file
-MOST = 2000  # characters of a section that the search looks through
+MOST = 1200  # characters of a section that the search looks through
 INLINE = re.compile(r"<script(?P<attributes>(?: (?:id|type)=[\"'][^\"']*[\"'])*)>(?P<code>.*?)</script>", re.S)
 LINE_LINK = re.compile(r'<a href="#cb\d+-\d+" aria-hidden="true" tabindex="-1"></a>')
 LINE = re.compile(r'<span id="cb\d+-\d+">')

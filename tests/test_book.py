@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 from execnb.nbio import dict2nb, mk_cell
+from house import directives
 from nbdev.process import NBProcessor
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 GLOSSARY = NBS / "glossary.ipynb"
+PAGES = [NBS / "index.ipynb", GLOSSARY, *(
+    path for folder in ("tutorials", "how-to", "explanations") for path in sorted((NBS / folder).glob("*.ipynb")))]
+MAX_LINE = 100  # characters of code that a page shows without scrolling
 
 
 def prose(path):
@@ -63,6 +67,31 @@ def test_terms_have_one_anchor_each():
 def test_a_term_is_explained_shortly(term):
     words = len(entries()[term].split())
     assert 20 <= words <= 120, f"{term!r} is explained in {words} words; a glossary says it in 20 to 120"
+
+
+# Code that is seen fits the page
+
+def wide_lines(cells):
+    "The lines of code that a reader sees and must scroll to read; what stands behind `#|` is not shown."
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or {"hide", "code-fold"} & set(directives(source)): continue
+        yield from (line for line in source.splitlines() if len(line) > MAX_LINE and not line.startswith("#|"))
+
+
+@pytest.mark.parametrize("kind, source, wide", [
+    ("code", "x" * 101, True), ("code", "x = 1\n" + "#" * 101, True), ("code", "#| slow\n" + "x" * 101, True),
+    ("code", "x" * 100, False), ("code", "#| fig-alt: " + "x" * 101, False), ("markdown", "x" * 101, False),
+    ("code", "#| hide\n" + "x" * 101, False), ("code", "#| code-fold: true\n" + "x" * 101, False)])
+def test_wide_lines_are_those_that_are_seen(kind, source, wide):
+    assert bool(list(wide_lines([dict(cell_type=kind, source=source)]))) is wide
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(NBS).as_posix())
+def test_code_that_is_seen_fits_the_page(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    wide = [f"{path.name} has a line of {len(line)} characters: {line.strip()}" for line in wide_lines(cells)]
+    assert not wide, "\n".join(wide)
 
 
 # Cells that only check are folded on the site

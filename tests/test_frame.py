@@ -148,6 +148,9 @@ def test_imports_stand_alone(room):
             f"the docs run cells that import, but not those before them: give imports their own cell\n{cell['source']}"
 
 
+EXTRAS = ("ray", "distributed")  # engines that sweeps may be given, imported where they are
+
+
 def test_imports_are_declared():
     declared = {canonicalize_name(r.name) for r in runtime_requirements()}
     distributions = packages_distributions()
@@ -156,7 +159,7 @@ def test_imports_are_declared():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
                 [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sage_nb", "ray", "dask"}:
+            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sage_nb", *EXTRAS}:
                 if not declared & {canonicalize_name(d) for d in distributions.get(top, [top])}:
                     missing.add(f"{path.name}: {top}")
     assert not missing, f"imported, but not in `requirements` in settings.ini: {sorted(missing)}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -226,6 +227,8 @@ def test_two_workers_in_another_order_find_the_same_numbers(unbroken, tmp_path):
     found = swept(tmp_path, SETS[::-1], jobs=2)
     assert found.made == 3 and numbers(found) == numbers(unbroken)
     assert files_in(tmp_path) == files_in(unbroken.out)
+    left = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert not [words for words in left if "popen_loky" in words], "workers hold memory"
 
 
 def test_workers_need_names(model, tmp_path, no_work):

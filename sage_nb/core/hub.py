@@ -36,7 +36,7 @@ def parsed(
 ) -> dict:
     "The object that some JSON says."
     try: found = json.loads(text)
-    except ValueError as error:  # of decoding, too
+    except (ValueError, RecursionError) as error:  # of decoding, too; or of thousands of brackets
         raise ValueError(f"{what} is damaged or half-downloaded, get it again: {error}") from error
     if isinstance(found, dict): return found
     raise ValueError(f"{what} says a {type(found).__name__} where it must say an object: get it again")
@@ -50,11 +50,15 @@ def tensor_shapes(
         length = int.from_bytes(file.read(8), "little")
         header = parsed(file.read(length), f"weights {str(path)!r}") if length < path.stat().st_size else None
     tensors = {name: said for name, said in (header or {}).items() if name != "__metadata__"}
-    announced = 8 + length + max((said["data_offsets"][1] for said in tensors.values()), default=0)
+    try:
+        shapes = {name: tuple(said["shape"]) for name, said in tensors.items()}
+        announced = 8 + length + max((said["data_offsets"][1] for said in tensors.values()), default=0)
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"weights {str(path)!r} have a head that describes no tensors: get them again") from None
     if announced != path.stat().st_size:
         raise ValueError(f"weights {str(path)!r} are damaged or half-downloaded, get them again: the file has "
                          f"{path.stat().st_size} bytes and announces {announced}")
-    return {name: tuple(said["shape"]) for name, said in tensors.items()}
+    return shapes
 
 # %% ../../nbs/1_core/10_hub.ipynb #a0da912d
 _ZIPPED, _PICKLED = (".npz",), (".pt", ".pth", ".bin")

@@ -325,6 +325,17 @@ def _json_of(path: Path) -> dict:
     raise CellError(f"{str(path)!r} is no cell, but a {type(data).__name__}: {_REMEDY}")
 
 
+_TEXTS = {"sae", "kind", "over", "section", "measure"}  # among what else is numbers
+
+
+def _no_numbers(record: dict) -> list[str]:
+    "What stands where a number must, and is neither a number nor null."
+    rows = [*record["methods"], *record["sections"], record["margin"], record["cost"]]
+    rows += [{name: record["about"].get(name) for name in ("l0", "d_sae")}]
+    values = [(name, x) for row in rows for name, x in row.items() if name not in _TEXTS and x is not None]
+    return [name for name, x in values if isinstance(x, bool) or not isinstance(x, (int, float))]
+
+
 def _built(path: Path, record: dict) -> Cell:
     "The cell that a record says; an error for one that says something else."
     try:
@@ -332,6 +343,7 @@ def _built(path: Path, record: dict) -> Cell:
         if set(record) != own or set(record["key"]) != keys: raise ValueError("it has other fields")
         wrong = [f.name for f in fields(Cell) if not isinstance(record[f.name], _TYPES.get(str(f.type), object))]
         if wrong: raise ValueError(f"{wrong[0]} is a {type(record[wrong[0]]).__name__}")
+        if foreign := _no_numbers(record): raise ValueError(f"{foreign[0]} is no number")
         many = {name: tuple(record[name]) for name in ("methods", "sections", "notes")}
         return Cell(**record | many | {"key": CellKey(**record["key"])})
     except (ValueError, TypeError, AttributeError) as error:

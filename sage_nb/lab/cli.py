@@ -30,8 +30,8 @@ from fastcore.docments import docments
 
 import sage_nb
 from .requests import (
-    SITE_NAMES, check_engine, check_fit, check_model_name, check_sae_names, check_some, check_task, did_you_mean,
-    embedded_names, named_saes)
+    SITE_NAMES, check_engine, check_fit, check_model_name, check_sae_names, check_some, check_task,
+    did_you_mean, embedded_names, named_saes)
 from .results import Results, check_folder, check_out, handling
 from ..tasks.builtin import RECIPES
 
@@ -347,7 +347,7 @@ def check(self: Sweep) -> None:
     if given and not set(self.tasks) & set(RECIPES):
         raise ValueError(f"{given[0]} says nothing about {self.tasks[0]!r}, whose prompts are its rows: leave it out")
     check_some("--sites", self.sites, SITE_NAMES)
-    check_engine(self.backend)
+    check_engine(self.backend, self.jobs)
     check_sae_names(named_saes(self.saes), self.models, self.force)
     check_folder(self.out)
     blocked = [name for name in _FOLDERS if (Path(self.out).expanduser() / name).is_file()]
@@ -593,8 +593,8 @@ def is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError): return True
     frame = [frame for frame, _ in walk_tb(error.__traceback__)][-1]
     raised = opname[frame.f_code.co_code[frame.f_lasti]] == "RAISE_VARARGS"
-    ours = raised and frame.f_globals["__name__"].startswith("sage_nb.")
-    return ours and isinstance(error, (ValueError, ImportError))
+    ours = frame.f_globals["__name__"].startswith("sage_nb.")
+    return isinstance(error, (ValueError, ImportError)) and raised and ours
 
 
 @contextmanager

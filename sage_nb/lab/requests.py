@@ -236,12 +236,18 @@ def check_some(
 ENGINES = {"loky": "joblib", "threading": "joblib", "dask": "distributed", "ray": "ray"}  # what each needs
 
 
-def check_engine(backend: str) -> None:
-    "Refuse an engine that is not known, or not installed."
+def check_engine(
+    backend: str,
+    jobs: int,  # workers
+) -> None:
+    "Refuse an engine that is not known, not installed, or would not be used."
     if backend not in ENGINES:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(ENGINES)}{did_you_mean(backend, ENGINES)}")
     if find_spec(ENGINES[backend]) is None:
         raise ImportError(f"backend {backend!r} needs {ENGINES[backend]}: pip install sage_nb[{backend}]")
+    if jobs == 1 and backend in ("dask", "ray"):
+        raise ValueError(f"backend {backend!r} with jobs=1 would make every cell in this process: say with jobs how "
+                         "many cells may be made at once")
 
 # %% ../../nbs/9_lab/92_requests.ipynb #34154eca
 def _speaks(saes, site: str, n_layers: int) -> bool:

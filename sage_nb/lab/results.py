@@ -25,7 +25,7 @@ _RESULTS = (
 def _json_in(file: Path) -> dict:
     "What a JSON file holds; nothing if it is missing or broken."
     try: data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return {}
+    except (OSError, ValueError, RecursionError): return {}
     return data if isinstance(data, dict) else {}
 
 
@@ -38,6 +38,8 @@ def other_results(
     if not present: return None
     record = _json_in(folder / RECORD)
     if not record: return f"{', '.join(present)} of another origin ({RECORD} is missing)"
+    if not all(isinstance(theirs, dict) for theirs in record.values()):
+        return f"{', '.join(present)} of another origin ({RECORD} is none of sage_nb)"
     for command, theirs in record.items():
         changed = [key for key in theirs if key in options and theirs[key] != options[key]]
         if not changed: continue
@@ -45,7 +47,7 @@ def other_results(
         return f"what sage_nb {command} found with {differences}"
 
 
-def _said(value): return ",".join(value) if isinstance(value, list) else str(value)
+def _said(value): return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 # %% ../../nbs/9_lab/93_results.ipynb #82a00024
 def check_folder(
@@ -109,7 +111,7 @@ class Results:
 
     def __post_init__(self):
         settings = _json_in(self.folder / "report.json").get("settings") if self.folder else None
-        same = bool(settings) and other_results(self.folder, self.options) is None
+        same = isinstance(settings, dict) and bool(settings) and other_results(self.folder, self.options) is None
         self.guarded = self.command in ("evaluate", "score") and same and "partial" not in settings
 
     @contextmanager

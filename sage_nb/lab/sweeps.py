@@ -10,24 +10,28 @@ __all__ = ['SweepOptions', 'Ground', 'find_ground', 'score', 'sae_sources', 'gro
 import atexit
 import errno
 import json
+import os
 import re
 import shutil
 import socket
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import NamedTuple
 
 import pandas as pd
 import psutil
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import get_reusable_executor
 from safetensors import SafetensorError
 from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
@@ -309,6 +313,12 @@ def is_done(
     return cell.status == "done" and has_evidence(out, cell)
 
 
+def _is_of_an_interrupt(error: BaseException | None) -> bool:
+    "Whether an error was set off by Ctrl-C, however it is called."
+    while error is not None and not isinstance(error, KeyboardInterrupt): error = error.__context__
+    return error is not None
+
+
 def _why(error: BaseException) -> str:
     "An error in a line, with the place where it was raised."
     frames = traceback.extract_tb(error.__traceback__)
@@ -316,18 +326,15 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:2000]}{where}"
 
 
-def _is_of_an_interrupt(error: BaseException | None) -> bool:
-    "Whether an error was set off by Ctrl-C, however it is called."
-    while error is not None and not isinstance(error, KeyboardInterrupt): error = error.__context__
-    return error is not None
+_one_at_a_time = Lock()  # cells of a process share what is computed once, and its GPU
 
 
 @contextmanager
 def _marked(out: str, key: CellKey) -> Iterator[None]:
-    "Within it a file says that the cell is being made; it stays where the process dies."
+    "Within it a file says which process makes the cell; it stays where the process dies."
     mark = Path(out) / "running" / key.name
     mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    mark.write_text(f"{socket.gethostname()} {os.getpid()}")
     yield
     mark.unlink(missing_ok=True)
 
@@ -338,7 +345,7 @@ def make_cell(
 ) -> str:  # done or failed
     "Make a cell and write it, unless it is there."
     if is_done(out, item.key): return "done"
-    with _marked(out, item.key):
+    with _one_at_a_time, _marked(out, item.key):
         try:
             stage = _stage(item, out)
             saes = load_sets(item.source)[0]
@@ -480,14 +487,50 @@ def _check_room(out: Path, plan: SweepPlan, pending: Sequence[CellJob], jobs: in
                          "sweep with jobs=1")
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b6285531
-def _require_engine(backend: str) -> None:
-    "An error for an engine that is not known or not installed; the others are made known to joblib."
-    check_engine(backend)
-    if backend == "ray":
-        from ray.util.joblib import register_ray
-        register_ray()
+@contextmanager
+def _dask(jobs: int) -> Iterator[None]:
+    "Within it a client of Dask is active: the user's, or one of workers on this machine."
+    from distributed import Client, LocalCluster, get_client
+    try: active = get_client()
+    except ValueError: active = None  # there is none
+    if active is not None:
+        yield
+        return
+    local = dict(n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None)
+    with LocalCluster(**local) as cluster, Client(cluster): yield
 
 
+@contextmanager
+def _ray(jobs: int) -> Iterator[None]:
+    "Within it Ray is connected: as the user did, or to `RAY_ADDRESS`, or to workers on this machine."
+    import ray
+    from ray.util.joblib import register_ray
+    register_ray()
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to others
+    local = dict(address="local", num_cpus=jobs, include_dashboard=False)
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else local), logging_level="error", log_to_driver=False)
+    try: yield
+    finally: ray.shutdown()
+
+
+@contextmanager
+def _loky(jobs: int) -> Iterator[None]:
+    "After it no worker of joblib's own is left: each holds a model, and would for five minutes more."
+    kill = True
+    try:
+        yield
+        kill = False
+    finally: get_reusable_executor(reuse=True).shutdown(kill_workers=kill)
+
+
+def _engine(backend: str, jobs: int):
+    "Within it the engine runs."
+    return {"dask": _dask, "ray": _ray, "loky": _loky}.get(backend, nullcontext)(jobs)
+
+# %% ../../nbs/9_lab/97_sweeps.ipynb #158dd5f0
 @contextmanager
 def _shown(items: Sequence[CellJob], out: str, progress: bool) -> Iterator[None]:
     "A bar that counts the files that have come, whoever writes them."
@@ -508,41 +551,82 @@ def _shown(items: Sequence[CellJob], out: str, progress: bool) -> Iterator[None]
         bar.close()
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #bbf8f357
+def _lives(mark: Path) -> bool:
+    "Whether the process that left a mark goes on; not known, and so taken for no, of one on another machine."
+    host, _, pid = mark.read_text().partition(" ")
+    if host != socket.gethostname() or not pid.isdecimal(): return False
+    try: return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+
 def _marks(out: str, items: Iterable[CellJob]) -> list[CellJob]:
     "The items that a worker was making when it died."
-    return [item for item in items if (Path(out) / "running" / item.key.name).exists()]
+    found = []
+    for item in items:
+        with suppress(FileNotFoundError):
+            if not _lives(Path(out) / "running" / item.key.name): found.append(item)
+    return found
 
 
+def _on_dask(items: Sequence[CellJob], out: str, jobs: int) -> list[str]:
+    "Make cells on the workers of the active client, so many at once; how each ended."
+    from distributed import as_completed, get_client
+    client, waiting, ends = get_client(), iter(items), []
+
+    def submit(n): return [client.submit(make_cell, item, out, pure=False) for item in islice(waiting, n)]
+    running = as_completed(submit(jobs))
+    for future in running:
+        ends.append(future.result())
+        running.update(submit(1))
+    return ends
+
+
+@contextmanager
+def _pool(out: str, jobs: int, backend: str) -> Iterator:
+    "Within it, a function that makes cells on workers and returns how each ended."
+    if backend == "dask": yield lambda items: _on_dask(items, out, jobs)
+    else:
+        with parallel_config(backend=backend, n_jobs=jobs), Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
+            yield lambda items: parallel(delayed(make_cell)(item, out) for item in items)
+
+
+def _make(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
+    "Make cells on workers; an error if the engine says that it is over, and it is not."
+    firsts = [item for item in {item.key.frame: item for item in reversed(items)}.values()
+              if not _ground_path(out, item.key).is_file()]
+    with _pool(out, jobs, backend) as pool:
+        for some in filter(None, (firsts, items)):  # the first of a frame makes its ground
+            lost = [end for end in pool(some) if end not in ("done", "failed")]
+            if lost: raise RuntimeError(f"backend {backend!r} lost {len(lost)} of {len(some)} cells: {lost[0]!r}")
+
+# %% ../../nbs/9_lab/97_sweeps.ipynb #c62a3dd3
 def _spread(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
     "Make the cells on several workers, over and over until none is left."
-    deaths = {}
-    while items := _pending_after(items, out, deaths):
-        firsts = [item for item in {item.key.frame: item for item in reversed(items)}.values()
-                  if not _ground_path(out, item.key).is_file()]
+    deaths = Counter()
+    while items:
+        alone = [item for item in items if deaths[item.key.name]][:1]
+        some = alone or items
         try:
-            with parallel_config(backend=backend, n_jobs=jobs):
-                Parallel()(delayed(make_cell)(item, out) for item in firsts)  # the first of a frame makes its ground
-                Parallel(pre_dispatch=2 * jobs, batch_size=1)(delayed(make_cell)(item, out) for item in items)
-            return
+            _make(some, out, jobs, backend)
+            items = [item for item in items if item not in some]
         except (OSError, KeyboardInterrupt): raise
         except Exception as error:  # whatever the engine calls a worker that is gone
-            dead = _marks(out, items)
+            dead = _marks(out, some)
             for item in dead: _count_death(item, out, deaths, error)
-            if not dead and not _fewer(items, out): raise
+            left = _pending_after(items, out, deaths)
+            if not dead and len(left) == len(items): raise
+            items = left
 
 
-def _fewer(items: Sequence[CellJob], out: str) -> bool: return any(is_done(out, item.key) for item in items)
-
-
-def _pending_after(items: Sequence[CellJob], out: str, deaths: dict[str, int]) -> list[CellJob]:
+def _pending_after(items: Sequence[CellJob], out: str, deaths: Counter) -> list[CellJob]:
     "What is neither done nor given up."
-    return [item for item in items if not is_done(out, item.key) and deaths.get(item.key.name, 0) < 2]
+    return [item for item in items if not is_done(out, item.key) and deaths[item.key.name] < 2]
 
 
-def _count_death(item: CellJob, out: str, deaths: dict[str, int], error: Exception) -> None:
+def _count_death(item: CellJob, out: str, deaths: Counter, error: Exception) -> None:
     "Note that a worker died over a cell; the second time it is recorded as failed."
     (Path(out) / "running" / item.key.name).unlink(missing_ok=True)
-    deaths[item.key.name] = deaths.get(item.key.name, 0) + 1
+    deaths[item.key.name] += 1
     if deaths[item.key.name] < 2 or is_done(out, item.key): return
     why = f"workers died twice while they made it, perhaps for want of memory ({type(error).__name__})"
     write_cell(out, Cell(item.key, "failed", why))
@@ -604,15 +688,15 @@ def sweep(
     seeds: Sequence[int] = (0,),  # of the prompts of built-in tasks
     n: int | None = None,  # prompts of a built-in task; 1024 if not given
     options: SweepOptions = SweepOptions(),
-    jobs: int = 1,  # workers
+    jobs: int = 1,  # cells made at once; 1 is this process
     backend: str = "loky",  # or dask, ray: where they run
     dry_run: bool = False,  # only say what is to do
     progress: bool = True,
     revision: str | None = None,  # branch, tag or commit of models of the hub
 ) -> SweepResult | SweepPlan:
     "Score every SAE set on every task, seed and model; what is done already is skipped."
-    _require_engine(backend)
     if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} is not a whole number of at least 1")
+    check_engine(backend, jobs)
     items, out = sweep_items(models, tasks, saes, seeds, n, options, revision), Path(out).expanduser()
     pending = _pending(items, out)
     plan = _plan_of(items, pending, cells_in(out).cells if out.is_dir() else [])
@@ -623,7 +707,8 @@ def sweep(
         with _shown(pending, str(out), progress):
             if jobs == 1:
                 for item in pending: make_cell(item, str(out))
-            elif pending: _spread(pending, str(out), jobs, backend)
+            elif pending:
+                with _engine(backend, jobs): _spread(pending, str(out), jobs, backend)
     except BaseException as error:
         _go_on(error, pending, str(out))
         raise

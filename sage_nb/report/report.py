@@ -23,7 +23,9 @@ from typing import NamedTuple
 
 import pandas as pd
 from fastcore.basics import patch
+from pandas.api.types import is_numeric_dtype
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -479,7 +481,7 @@ def _read_json(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"there is no report in {str(path.parent)!r}: {path.name} is missing")
     try: data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error}): evaluate again, or take a copy of it") from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema == SCHEMA: return data
@@ -519,14 +521,31 @@ def _load(folder: str | Path) -> SageReport:
     path = Path(folder).expanduser()
     path = path if path.name == "report.json" else path / "report.json"
     data = _read_json(path)
-    numbers = _read_beside(path.with_name("evidence.safetensors"), "evidence", data["evidence_sha256"])
+    numbers = _read_beside(path.with_name("evidence.safetensors"), "evidence", data.get("evidence_sha256"))
     explorers = _read_explorers(path.with_name("explorers.json"), data.get("explorers_sha256"))
+    try: return _report_of(data, numbers, explorers)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, SafetensorError) as error:
+        raise ValueError(f"{str(path)!r} holds no report ({type(error).__name__}: {str(error)[:200]}): evaluate again, "
+                         "or take a copy of it") from error
+
+
+def _report_of(data: dict, numbers: bytes, explorers: dict[str, Explorer]) -> SageReport:
+    "The report that report.json says, with the numbers of its evidence."
     discovery = data.get("discovery") and CrossSections.of_record(data["discovery"])
     frames = {name: pd.DataFrame(data[name]) for name in _FRAMES}
+    _check_numbers(frames["table"], ["k", "value", "lo", "hi", "n"])
+    _check_numbers(frames["scores"].set_index("sae"), ["score", "lo", "hi", *(set(PARTS) & set(frames["scores"]))])
     frames["table"] = frames["table"].astype({"k": "Int64"})
     evidence = _read_evidence(data, of_bytes(numbers))
     return SageReport(**frames, settings=data["settings"], notes=data["notes"], evidence=evidence, discovery=discovery,
                       explorers=explorers)
+
+
+def _check_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    "An error for a column that holds other things than numbers and nulls."
+    for name in columns:
+        if is_numeric_dtype(frame[name]) or frame[name].isna().all(): continue
+        raise ValueError(f"column {name!r} holds more than numbers")
 
 
 @patch(cls_method=True)

@@ -229,8 +229,10 @@ def check_files(
     said, shapes = parsed(cfg.read_bytes(), f"configuration {str(cfg)!r}"), tensor_shapes(weights)
     missing = [key for key in ("d_in", "d_sae") if key not in said]
     if missing: raise ValueError(f"configuration {str(cfg)!r} does not say {missing[0]!r}: it is not that of an SAE")
-    architecture = handle_config_defaulting(dict(said)).get("architecture")
-    if architecture not in SAE_CLASS_REGISTRY:
+    try: architecture = handle_config_defaulting(dict(said)).get("architecture")
+    except Exception as error:  # of sae_lens, which believes what it reads
+        raise ValueError(f"configuration {str(cfg)!r} cannot be read by sae_lens: {error}") from error
+    if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
         raise ValueError(f"configuration {str(cfg)!r} says architecture {architecture!r}, which sae_lens does not know "
                          f"(has {', '.join(SAE_CLASS_REGISTRY)})")
     if architecture not in ARCHITECTURES | TRANSCODERS: return  # refused as what it is, when it is viewed
@@ -296,7 +298,10 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
     parts = _parts_of(folder, ids)
     for part in parts: check_files(folder / part)
     for part in parts:
-        sae = SAE.load_from_disk(str(folder / part), dtype=str(dtype).split(".")[-1], device=device or "cpu")
+        try: sae = SAE.load_from_disk(str(folder / part), dtype=str(dtype).split(".")[-1], device=device or "cpu")
+        except Exception as error:  # of any of three libraries
+            raise ValueError(f"SAE folder {str(folder / part)!r} could not be read: "
+                             f"{type(error).__name__}: {str(error)[:500]}") from error
         yield part, from_sae_lens(sae, name, dtype=dtype)
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5a8e8147

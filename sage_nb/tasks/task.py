@@ -621,7 +621,7 @@ def task_from_json(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no task file {str(path)!r}")
     try: data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of decoding, of huge numbers, of thousands of brackets
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("rows"), list):
         raise ValueError(f"{path} has no 'rows': give {{\"name\": …, \"rows\": […]}}")
