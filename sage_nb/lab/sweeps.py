@@ -313,6 +313,12 @@ def is_done(
     return cell.status == "done" and has_evidence(out, cell)
 
 
+def _is_of_an_interrupt(error: BaseException | None) -> bool:
+    "Whether an error was set off by Ctrl-C, however it is called."
+    while error is not None and not isinstance(error, KeyboardInterrupt): error = error.__context__
+    return error is not None
+
+
 def _why(error: BaseException) -> str:
     "An error in a line, with the place where it was raised."
     frames = traceback.extract_tb(error.__traceback__)
@@ -350,7 +356,9 @@ def make_cell(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT): raise
             cell, evidence = Cell(item.key, "failed", _why(error)), {}
-        except Exception as error: cell, evidence = Cell(item.key, "failed", _why(error)), {}
+        except Exception as error:
+            if _is_of_an_interrupt(error): raise KeyboardInterrupt from error
+            cell, evidence = Cell(item.key, "failed", _why(error)), {}
         write_cell(out, cell, evidence)
     return cell.status
 
