@@ -547,7 +547,8 @@ def _report_of(data: dict, numbers: bytes, explorers: dict[str, Explorer]) -> Sa
 def _check_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     "An error for a column that holds other things than numbers and nulls."
     for name in columns:
-        if frame[name].isna().all() or is_numeric_dtype(frame[name]) and not frame[name].abs().eq(math.inf).any(): continue
+        column = frame[name]
+        if column.isna().all() or is_numeric_dtype(column) and not column.abs().eq(math.inf).any(): continue
         raise ValueError(f"column {name!r} holds more than numbers")
 
 
