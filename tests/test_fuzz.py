@@ -41,7 +41,7 @@ VALUES = st.one_of(
     st.sampled_from(["0.5", "nan", "1e999", "", " ", "\x00", "é", "x" * 5000, "../../etc/passwd", "/etc/passwd",
                      "float64", "load", "strided", "quint8"]),
     st.sampled_from([[], {}, [[]], [1, 2, 3], [["a"], [2]], {"a": 1}, [None], DEEP]),
-    st.integers(-3, 2000), st.floats(), st.text(max_size=5))
+    st.integers(-3, 2000), st.floats(), st.text(max_size=5)).map(copy.deepcopy)
 
 
 def paths_of(value, path=()):

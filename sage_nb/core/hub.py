@@ -52,6 +52,7 @@ def tensor_shapes(
     tensors = {name: said for name, said in (header or {}).items() if name != "__metadata__"}
     try:
         shapes = {name: tuple(said["shape"]) for name, said in tensors.items()}
+        if any(type(n) is not int for shape in shapes.values() for n in shape): raise TypeError("a shape of no numbers")
         announced = 8 + length + max((said["data_offsets"][1] for said in tensors.values()), default=0)
     except (KeyError, TypeError, IndexError):
         raise ValueError(f"weights {str(path)!r} have a head that describes no tensors: get them again") from None

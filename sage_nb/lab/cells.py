@@ -341,8 +341,9 @@ def _built(path: Path, record: dict) -> Cell:
     try:
         own, keys = ({f.name for f in fields(kind)} for kind in (Cell, CellKey))
         if set(record) != own or set(record["key"]) != keys: raise ValueError("it has other fields")
-        wrong = [f.name for f in fields(Cell) if not isinstance(record[f.name], _TYPES.get(str(f.type), object))]
-        if wrong: raise ValueError(f"{wrong[0]} is a {type(record[wrong[0]]).__name__}")
+        for kind, said in ((Cell, record), (CellKey, record["key"])):
+            wrong = [f.name for f in fields(kind) if not isinstance(said[f.name], _IN_JSON.get(f.type, f.type))]
+            if wrong: raise ValueError(f"{wrong[0]} is a {type(said[wrong[0]]).__name__}")
         if foreign := _no_numbers(record): raise ValueError(f"{foreign[0]} is no number")
         many = {name: tuple(record[name]) for name in ("methods", "sections", "notes")}
         return Cell(**record | many | {"key": CellKey(**record["key"])})
@@ -350,7 +351,7 @@ def _built(path: Path, record: dict) -> Cell:
         raise CellError(f"{str(path)!r} is no cell of this version ({str(error)[:200]}): {_REMEDY}") from None
 
 
-_TYPES = {"str": str, "dict": dict, "tuple[dict, ...]": list, "tuple[str, ...]": list, "CellKey": dict}
+_IN_JSON = {CellKey: dict, tuple[dict, ...]: list, tuple[str, ...]: list}
 
 # %% ../../nbs/9_lab/96_cells.ipynb #04ea9183
 def read_cell(

@@ -476,11 +476,14 @@ def _evidence_bytes(report: SageReport) -> bytes:
     return to_bytes(tensors)
 
 # %% ../../nbs/8_report/81_report.ipynb #09b7f819
+def _no_number(text: str): raise ValueError(f"{text} is no number of JSON")
+
+
 def _read_json(path: Path) -> dict:
     "What report.json holds, if this version wrote it."
     if not path.exists():
         raise FileNotFoundError(f"there is no report in {str(path.parent)!r}: {path.name} is missing")
-    try: data = json.loads(path.read_text(encoding="utf-8"))
+    try: data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error}): evaluate again, or take a copy of it") from None
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -544,7 +547,8 @@ def _report_of(data: dict, numbers: bytes, explorers: dict[str, Explorer]) -> Sa
 def _check_numbers(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     "An error for a column that holds other things than numbers and nulls."
     for name in columns:
-        if is_numeric_dtype(frame[name]) or frame[name].isna().all(): continue
+        column = frame[name]
+        if column.isna().all() or is_numeric_dtype(column) and not column.abs().eq(math.inf).any(): continue
         raise ValueError(f"column {name!r} holds more than numbers")
 
 

@@ -298,11 +298,14 @@ def _load_folder(folder: Path, name: str, ids: str, dtype, device) -> Iterator[t
     parts = _parts_of(folder, ids)
     for part in parts: check_files(folder / part)
     for part in parts:
-        try: sae = SAE.load_from_disk(str(folder / part), dtype=str(dtype).split(".")[-1], device=device or "cpu")
+        try:
+            sae = SAE.load_from_disk(str(folder / part), dtype=str(dtype).split(".")[-1], device=device or "cpu")
+            view = from_sae_lens(sae, name, dtype=dtype)
         except Exception as error:  # of any of three libraries
+            if isinstance(error, ValueError) and name in str(error): raise
             raise ValueError(f"SAE folder {str(folder / part)!r} could not be read: "
                              f"{type(error).__name__}: {str(error)[:500]}") from error
-        yield part, from_sae_lens(sae, name, dtype=dtype)
+        yield part, view
 
 # %% ../../nbs/5_saes/53_sets.ipynb #5a8e8147
 @contextmanager

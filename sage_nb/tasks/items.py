@@ -407,7 +407,8 @@ def _row_item(row, held_out: bool) -> Item:
     changed = {a: _row_changed(a, cf) for a, cf in _dict(row, "counterfactuals").items()}
     judged, neutral = row.get("held_out", held_out), _row_neutral(row.get("neutral"), example.answer)
     if judged not in (True, False): raise ValueError(f"held_out is {judged!r}; give true or false")
-    if not isinstance(template, Integral): raise ValueError(f"template is {template!r}; give its number")
+    if not isinstance(template, Integral) or abs(template) > 2**31:
+        raise ValueError(f"template is {template!r}; give its number")
     return Item(example, attributes, changed, neutral, int(template), bool(judged))
 
 
