@@ -353,10 +353,8 @@ def make_cell(
                 raise ValueError(f"SAEs {saes.name!r} have changed since the sweep began: start it again")
             cell, evidence = cell_of(stage.report(saes), item.key, stage.seconds)
             stage.seconds = 0.0
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT): raise
-            cell, evidence = Cell(item.key, "failed", _why(error)), {}
         except Exception as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EROFS, errno.EDQUOT): raise
             if _is_of_an_interrupt(error): raise KeyboardInterrupt from error
             cell, evidence = Cell(item.key, "failed", _why(error)), {}
         write_cell(out, cell, evidence)
