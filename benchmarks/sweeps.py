@@ -214,8 +214,8 @@ def workers(sets, args):
     gain = statistics.median(row[0] / row[2] for row in rows)
     print(f"workers: {len(sets) * len(seeds)} cells of {len(seeds)} frames take {one:.1f} s on one worker and "
           f"{two:.1f} s on two, {gain:.2f} times as fast (bar 1.7); processor seconds {cpu_one:.1f} and {cpu_two:.1f}; "
-          f"not counted: {statistics.median(starts):.1f} s until two workers have imported everything; counted: {prepared:.1f} s to list "
-          "and check the cells")
+          f"not counted: {statistics.median(starts):.1f} s until two workers have imported everything; counted: "
+          f"{prepared:.1f} s to list and check the cells")
 
 
 # Kills

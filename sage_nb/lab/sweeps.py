@@ -567,7 +567,7 @@ def _marks(out: str, items: Iterable[CellJob]) -> list[CellJob]:
             if not _lives(Path(out) / "running" / item.key.name): found.append(item)
     return found
 
-
+# %% ../../nbs/9_lab/97_sweeps.ipynb #a0f2aa02
 def _make_cells(items: Sequence[CellJob], out: str) -> list[str]:
     "Make cells one after the other; how each ended."
     return [make_cell(item, out) for item in items]
