@@ -565,13 +565,18 @@ def _marks(out: str, items: Iterable[CellJob]) -> list[CellJob]:
             if not _lives(Path(out) / "running" / item.key.name): found.append(item)
     return found
 
+# %% ../../nbs/9_lab/97_sweeps.ipynb #a0f2aa02
+def _make_cells(items: Sequence[CellJob], out: str) -> list[str]:
+    "Make cells one after the other; how each ended."
+    return [make_cell(item, out) for item in items]
 
-def _on_dask(items: Sequence[CellJob], out: str, jobs: int) -> list[str]:
-    "Make cells on the workers of the active client, so many at once; how each ended."
+
+def _on_dask(portions: Sequence[list[CellJob]], out: str, jobs: int) -> list[list[str]]:
+    "Make cells on the workers of the active client, so many portions at once; how each cell ended."
     from distributed import as_completed, get_client
-    client, waiting, ends = get_client(), iter(items), []
+    client, waiting, ends = get_client(), iter(portions), []
 
-    def submit(n): return [client.submit(make_cell, item, out, pure=False) for item in islice(waiting, n)]
+    def submit(n): return [client.submit(_make_cells, some, out, pure=False) for some in islice(waiting, n)]
     running = as_completed(submit(jobs))
     for future in running:
         ends.append(future.result())
@@ -581,21 +586,31 @@ def _on_dask(items: Sequence[CellJob], out: str, jobs: int) -> list[str]:
 
 @contextmanager
 def _pool(out: str, jobs: int, backend: str) -> Iterator:
-    "Within it, a function that makes cells on workers and returns how each ended."
-    if backend == "dask": yield lambda items: _on_dask(items, out, jobs)
+    "Within it, a function that makes portions of cells on workers and returns how each cell ended."
+    if backend == "dask": yield lambda portions: _on_dask(portions, out, jobs)
     else:
         with parallel_config(backend=backend, n_jobs=jobs), Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
-            yield lambda items: parallel(delayed(make_cell)(item, out) for item in items)
+            yield lambda portions: parallel(delayed(_make_cells)(some, out) for some in portions)
+
+
+def _phases(items: Sequence[CellJob], out: str, jobs: int) -> list[list[list[CellJob]]]:
+    "What workers do, phase by phase, in portions: whole frames as far as there is one for each, cells of the others."
+    frames: dict[str, list[CellJob]] = {}
+    for item in items: frames.setdefault(item.key.frame, []).append(item)
+    n_whole = len(frames) // jobs * jobs
+    whole, split = [*frames.values()][:n_whole], [*frames.values()][n_whole:]
+    firsts = [[frame[0]] for frame in split if not _ground_path(out, frame[0].key).is_file()]  # make their ground
+    phases = [*firsts, *whole], [[item] for frame in split for item in frame]
+    return [phase for phase in phases if phase]
 
 
 def _make(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
     "Make cells on workers; an error if the engine says that it is over, and it is not."
-    firsts = [item for item in {item.key.frame: item for item in reversed(items)}.values()
-              if not _ground_path(out, item.key).is_file()]
     with _pool(out, jobs, backend) as pool:
-        for some in filter(None, (firsts, items)):  # the first of a frame makes its ground
-            lost = [end for end in pool(some) if end not in ("done", "failed")]
-            if lost: raise RuntimeError(f"backend {backend!r} lost {len(lost)} of {len(some)} cells: {lost[0]!r}")
+        for phase in _phases(items, out, jobs):
+            ends = [end for some in pool(phase) for end in some]
+            lost = [end for end in ends if end not in ("done", "failed")]
+            if lost: raise RuntimeError(f"backend {backend!r} lost {len(lost)} of {len(ends)} cells: {lost[0]!r}")
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #c62a3dd3
 def _spread(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
