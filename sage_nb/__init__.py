@@ -12,6 +12,7 @@ _HOMES = {
     "fit_dictionaries": "truth.dictionaries", "SAESet": "saes.sets", "load_saes": "saes.sets",
     "certificate": "measures.certificate", "SageReport": "report.report", "evaluate": "report.evaluation",
     "validate_score": "report.validation", "score": "lab.sweeps", "sweep": "lab.sweeps",
+    "leaderboard": "lab.leaderboard",
 }
 __all__ = list(_HOMES)
 
