@@ -415,7 +415,7 @@ def sweep_items(
     twice = [item.key for item in items if times[item.key.name] > 1]
     if twice: raise ValueError(f"{twice[0]} is asked for twice: name every set, task, model and seed once")
     idle = [model for model in _listed(models) if all(item.frame.model is not model for item in items)]
-    if idle: raise ValueError(f"none of the SAEs was made for model {_model_name(idle[0])!r}: leave it out, or add some")
+    if idle: raise ValueError(f"none of the SAEs was made for model {_model_name(idle[0])!r}: leave it out")
     order = {frame: i for i, frame in enumerate(dict.fromkeys(item.frame for item in items))}
     return sorted(items, key=lambda item: order[item.frame])
 
