@@ -10,8 +10,9 @@ import sys
 
 import pandas as pd
 import pytest
-import torch
 from made_up_cells import write_one
+from test_cli import heeded_interrupts  # noqa: F401  a fixture
+from test_sweeps import files_in, no_work, one_thread  # noqa: F401  two are fixtures
 
 from sage_nb.core.models import EMBEDDED
 from sage_nb.lab import sweeps
@@ -27,18 +28,6 @@ SETS = ["tiny-gpt2-res-topk", "tiny-gpt2-res-standard"]
 def sweep(out, *others, saes=SETS): return main(["sweep", "--saes", ",".join(saes), *SMALL, "--out", str(out), *others])
 
 
-def files_in(folder): return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Sums over several may differ in the last bit."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path_factory, monkeypatch):
     "Nothing is written where it was not asked for."
@@ -46,14 +35,6 @@ def elsewhere(tmp_path_factory, monkeypatch):
     monkeypatch.chdir(folder)
     yield
     assert not list(folder.iterdir())
-
-
-@pytest.fixture(autouse=True)
-def heeded_interrupts():
-    "Ctrl-C as it is in a terminal, also where the tests were started in the background, which ignores it."
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +47,6 @@ def swept(tmp_path_factory):
 
 @pytest.fixture
 def out(swept, tmp_path): return shutil.copytree(swept, tmp_path / "results")
-
-
-@pytest.fixture
-def no_work(monkeypatch):
-    def work(*args, **others): raise AssertionError("the work began before everything was checked")
-    monkeypatch.setattr(sweeps, "find_ground", work)
 
 
 def lose(out, name):

@@ -43,8 +43,7 @@ from ..core.models import ModelSettings, load_model, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
     Cell, CellError, CellKey, cell_of, cell_path, cells_in, has_evidence, key_of, read_cell, write_cell, write_whole)
-from .requests import (
-    check_engine, check_fit, check_some, expression_of, folders_like, is_pattern)
+from .requests import check_engine, check_fit, check_some, expression_of, folders_like, is_pattern
 from ..report.evaluation import evaluate, sections_hash
 from ..report.report import SageReport, make_folder
 from ..report.trials import sharing
