@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SITES', 'HEAD_SITES', 'Metric', 'Edits', 'Look', 'Node', 'Prompts', 'hooks_of', 'SilentHooks', 'hooked', 'n_heads',
-           'absence', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'batches_of', 'remembered',
-           'capture', 'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several', 'run_each', 'differentiate',
-           'gradients', 'Passes', 'count_passes', 'watching']
+           'absence', 'is_hooked', 'check_model', 'free_memory', 'prompt_bytes', 'fitting_batch', 'batches_of',
+           'remembered', 'recalled', 'capture', 'clean_run', 'tokens_from', 'run', 'prompt_losses', 'run_several',
+           'run_each', 'differentiate', 'gradients', 'Passes', 'count_passes', 'watching']
 
 # %% ../../nbs/1_core/12_activations.ipynb #256faa34
 import re
@@ -271,9 +271,15 @@ def absence(
     return f"layer {layer} of this model has {other} in place of attention"
 
 # %% ../../nbs/1_core/12_activations.ipynb #5260645d
+def is_hooked(model) -> bool:
+    "Whether it is a TransformerLens model."
+    if not hasattr(model, "cfg"): return False
+    return hasattr(type(model), "hook_dict") or hasattr(model, "hook_dict")  # a bridge makes its dict again each time
+
+
 def check_model(model) -> None:
     "An error unless it is a model that these experiments can be made on."
-    if hasattr(model, "hook_dict") and hasattr(model, "cfg"): return
+    if is_hooked(model): return
     raise TypeError(f"model {_what(model)} is not a TransformerLens model: load_model makes one of a name or a folder")
 
 
@@ -432,6 +438,21 @@ def _recall(model, batch, nodes):
     if new: acts |= _capture(model, batch, new)
     for node in new: memory.put(keys[node], acts[node].clone())
     return {node: acts[node] for node in nodes}
+
+
+def recalled(
+    model,
+    prompts: Prompts,
+    what: tuple,  # says what it is, beside model and prompts; tensors by their numbers
+    make: Callable[[], Tensor],
+) -> Tensor:
+    "What `make` gives: within `remembered` it is made once."
+    memory = _memory.get()
+    if memory is None: return make()
+    names = (_digest(part) if isinstance(part, Tensor) else part for part in what)
+    key = model, _digest(prompts.tokens), _digest(prompts.index("END")), *names
+    if key not in memory: memory.put(key, make())
+    return memory.take(key)
 
 
 def _put_on(device, acts): return acts if device is None else {node: x.to(device) for node, x in acts.items()}

@@ -26,6 +26,7 @@ from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAME
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as hf_logging
 
+from .activations import is_hooked
 from .hub import flaw_of, locate, why
 
 # %% ../../nbs/1_core/14_models.ipynb #546a0f19
@@ -46,7 +47,7 @@ def model_card(name: str) -> dict:
 # %% ../../nbs/1_core/14_models.ipynb #bdd24df3
 def require_model(model) -> None:
     "An error unless it is a TransformerLens model."
-    if hasattr(model, "hook_dict") and hasattr(model, "cfg"): return
+    if is_hooked(model): return
     if isinstance(model, (str, Path)):
         raise TypeError(f"model {str(model)!r} is a name; load it first: load_model({str(model)!r})")
     raise TypeError(f"a model was expected, and a {type(model).__name__} was given; give what load_model returns")
@@ -208,7 +209,7 @@ def load_model(
     like=None,  # SAEs, or several sets, whose model is wanted: its name, <bos>, dtype and revision where not given
 ) -> TransformerBridge:  # or the HookedTransformer that was given
     "A frozen TransformerLens model, its weights as trained."
-    if hasattr(name, "hook_dict") and hasattr(name, "cfg"): return name
+    if is_hooked(name): return name
     said = ModelSettings() if like is None else ModelSettings.of(like)
     if name is None: name = said.name
     if dtype is None: dtype = said.dtype or torch.float32

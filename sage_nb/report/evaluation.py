@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
@@ -28,7 +28,7 @@ from ..discovery.sections import CrossSection, CrossSections
 from ..measures.certificate import Criteria
 from ..measures.control import NO_EDIT, SKYLINE
 from ..measures.score import (
-    HALF, PARTS, SCORE_VERSION, Evidence, best_baseline, margin, over_sections, sage_score, score_parts)
+    HALF, PARTS, SCORE, SCORE_VERSION, Evidence, Spread, best_baseline, margin, sage_score)
 from .reasons import form_of, section_reasons, value_reason
 from .report import Evaluated, SageReport, worst_verdict
 from .trials import (
@@ -57,20 +57,20 @@ def sections_hash(sections: Iterable[CrossSection]) -> str:
 
 # %% ../../nbs/8_report/83_evaluation.ipynb #a18461b1
 def _score_row(name: str, some: Sequence[Evidence]) -> dict:
-    score, parts = sage_score(some), over_sections(some, score_parts(some).mT).tolist()
-    return {"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **dict(zip(PARTS, parts))}
+    whole = Spread.of(some).whole
+    score, parts = whole[SCORE], {part: whole[part].value if part in whole else float("nan") for part in PARTS}
+    return {"sae": name, "score": score.value, "lo": score.lo, "hi": score.hi, **parts}
 
 
 def scores_of(
     evidence: dict[str, list[Evidence]],
     sets: Iterable[str] = (),  # the SAEs that are evaluated
     baselines: Iterable[str] = (),  # what knows no feature
-    known: Mapping[str, dict] = {},  # rows of methods that were scored before
 ) -> pd.DataFrame:
     "One row per method: score, interval, mean parts (those that were asked for), and margin over the best baseline."
     rows, plain = [], {name: evidence[name] for name in baselines}
     for name, some in evidence.items():
-        row = dict(known[name]) if name in known else _score_row(name, some)
+        row = _score_row(name, some)
         if plain and name in sets: row["margin"] = margin(some, plain, name).difference.value
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -354,25 +354,16 @@ def _card(
     sections: CrossSections,
     figures: dict[str, pd.DataFrame],  # of all sets
     about: dict,  # settings
-    known: dict[str, dict],  # rows of methods that were scored before
+    tried: Sequence[SAESet],
 ) -> SageReport:
     "A report with nothing but the scores and their evidence."
-    counted, none = [trial for trial in trials if not trial.verdict], pd.DataFrame()
+    counted, none, shared = [trial for trial in trials if not trial.verdict], pd.DataFrame(), shared_now()
     evidence = {name: [trial.evidence(name) for trial in counted] for name in trials[0].methods}
+    if shared: evidence = shared.same(tried, evidence)
     scored = [name for name in figures if name in evidence]
-    scores = scores_of(evidence, known=known)
-    return SageReport(table=none, scores=scores, fit=_fit_table(figures, scored), sections=none, latents=none,
-                      settings=about | {"baselines": _baselines(trials, scored)}, notes=[], evidence=evidence,
-                      discovery=sections)
-
-
-def _card_of(trials, sections, figures, about, tried: Sequence[SAESet]) -> SageReport:
-    "The card, in which rows stand that other evaluations have scored."
-    shared = shared_now()
-    if not shared: return _card(trials, sections, figures, about, {})
-    report = _card(trials, sections, figures, about, shared.known(tried))
-    shared.learn(tried, report.scores)
-    return report
+    return SageReport(table=none, scores=scores_of(evidence), fit=_fit_table(figures, scored), sections=none,
+                      latents=none, settings=about | {"baselines": _baselines(trials, scored)}, notes=[],
+                      evidence=evidence, discovery=sections)
 
 
 def _is_worth_a_report(trials: list[SectionTrial], sections: CrossSections) -> bool:
@@ -578,7 +569,7 @@ def evaluate(
             on_section(_report(model, task, trials, sections, figures, about))
     _require_one(trials)
     about |= {"cost": meter.record(len(task))}
-    if not table: return _card_of(trials, sections, figures, about, tried)
+    if not table: return _card(trials, sections, figures, about, tried)
     objects = Evaluated(model, task, truth, [s for s in given if s.name in {scored.name for scored in sets}], sections)
     report = replace(_report(model, task, trials, sections, figures, about), objects=objects)
     return replace(report, explorers=_explorers(report, task, looks, model.tokenizer)) if explorers else report

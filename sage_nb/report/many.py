@@ -19,19 +19,10 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
 
-from ..core.intervals import LEVELS, estimates, means, n_prompts, resampled_means
-from ..measures.score import (
-    Evidence, check_comparable, check_evidence, over_sections, score_parts, section_scores)
+from ..core.intervals import LEVELS, estimates
+from ..measures.score import Evidence, Spread, check_comparable, check_evidence
 
 # %% ../../nbs/8_report/84_many.ipynb #b3332b3c
-def _resampled_score(evidence: Sequence[Evidence]) -> tuple[Tensor, Tensor]:
-    "The score, and the score of each resample."
-    known = [e.numbers for e in evidence]
-
-    def score(m): return over_sections(evidence, section_scores(score_parts(evidence, m)))
-    return score(means(known)), score(resampled_means(known))
-
-
 def _shuffled(x: Float[Tensor, "resample sae"], key: str) -> Float[Tensor, "resample sae"]:
     "The resamples in an order that only the key decides."
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:6])
@@ -61,10 +52,11 @@ class Scores:
                                  "compare what was tried with the same ones")
             for one, other in zip(seeds, some): check_comparable(one, other, (first, name))
         for one in seeds: check_evidence(one, f"the evidence on {first}")
-        found = [[_resampled_score(some[seed]) for some in evidence.values()] for seed in range(len(seeds))]
-        value = torch.stack([torch.stack([v for v, _ in row]) for row in found])
-        drawn = [_shuffled(torch.stack([r for _, r in row], 1), f"{key}|{seed}") for seed, row in enumerate(found)]
-        return cls(tuple(evidence), value, torch.stack(drawn), n_prompts([e.numbers for e in seeds[0]]))
+        found = [[Spread.of(some[seed]) for some in evidence.values()] for seed in range(len(seeds))]
+        value = torch.stack([torch.stack([of.value[0, 0] for of in row]) for row in found])
+        scores = [torch.stack([of.resampled[:, 0, 0] for of in row], 1) for row in found]
+        drawn = [_shuffled(some, f"{key}|{seed}") for seed, some in enumerate(scores)]
+        return cls(tuple(evidence), value, torch.stack(drawn), found[0][0].n)
 
 # %% ../../nbs/8_report/84_many.ipynb #fbe0b179
 def _t95(n: int) -> float: return float(student.ppf(LEVELS[1], n - 1))

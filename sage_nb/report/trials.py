@@ -384,7 +384,7 @@ class Shared:
     of: tuple = ()
     grounds: dict[str, SectionGround] = field(default_factory=dict)  # by section
     trials: dict[tuple, Trial] = field(default_factory=dict)  # by section and digest of a baseline
-    rows: dict[tuple, dict] = field(default_factory=dict)  # of the scorecard, by method and digest
+    evidence: dict[tuple, list[Evidence]] = field(default_factory=dict)  # by method and digest
     size: int = 0
 
     def open(self, *of) -> None:
@@ -393,18 +393,13 @@ class Shared:
         self.of, self.size = of, 0
         self.grounds.clear()
         self.trials.clear()
-        self.rows.clear()
+        self.evidence.clear()
 
-    def known(self, tried: Iterable[SAESet]) -> dict[str, dict]:
-        "The rows of the ground truth, of what has no SAE, and of the baselines among these sets that were scored."
+    def same(self, tried: Iterable[SAESet], evidence: dict[str, list[Evidence]]) -> dict[str, list[Evidence]]:
+        "The evidence; that on what is scored alike is what was kept, which need not be resampled again."
         digests = scored_alike(tried)
-        return {name: row for (name, digest), row in self.rows.items() if digests.get(name) == digest}
-
-    def learn(self, tried: Iterable[SAESet], scores: pd.DataFrame) -> None:
-        "Keep these rows of a scorecard."
-        digests = scored_alike(tried)
-        for row in scores.to_dict("records"):
-            if row["sae"] in digests: self.rows[row["sae"], digests[row["sae"]]] = row
+        for name in evidence.keys() & digests: self.evidence.setdefault((name, digests[name]), evidence[name])
+        return {name: self.evidence.get((name, digests.get(name)), some) for name, some in evidence.items()}
 
     def keep(self, ground: SectionGround) -> None:
         size = _size(ground)

@@ -18,10 +18,10 @@ from scipy.stats import binomtest, spearmanr
 from torch import Tensor
 
 from ..core.activations import Node
-from ..core.intervals import Estimate, intervals, n_prompts
+from ..core.intervals import n_prompts
 from ..discovery.tables import html_table, text_table
 from ..discovery.sections import CrossSections
-from ..measures.score import PARTS, Evidence, check_evidence, over_sections, score_parts, section_scores
+from ..measures.score import PARTS, Evidence, Spread, check_evidence
 from .evaluation import evaluate
 from .report import SageReport
 from ..saes.baselines import supervised_as_sae
@@ -178,18 +178,6 @@ def validate_score(
     return Validation(report, pd.DataFrame(ranks).T, values)
 
 # %% ../../nbs/8_report/85_validation.ipynb #9818d7dc
-def _measures(evidence: Sequence[Evidence]) -> dict[str, Estimate]:
-    "Score and parts."
-    asked = [i for i, was in enumerate(evidence[0].own.asked) if was]
-
-    def together(m):
-        parts = score_parts(evidence, m)
-        numbers = [section_scores(parts), *(parts[..., i] for i in asked)]
-        return torch.stack([over_sections(evidence, x) for x in numbers], -1)
-    measures = intervals([e.numbers for e in evidence], {"all": together}, within=(0, 1))["all"]
-    return dict(zip(["score", *(PARTS[i] for i in asked)], measures))
-
-
 def interval_coverage(
     evidence: Sequence[Evidence],  # of one SAE: the population of prompts
     n: int = 128,  # prompts in a sample
@@ -204,9 +192,9 @@ def interval_coverage(
     samples = []
     for _ in range(repeats):
         rows = torch.randint(size, (n,), generator=generator)
-        samples.append(_measures([e.at(rows) for e in evidence]))
+        samples.append(Spread.of([e.at(rows) for e in evidence]).whole)
     table = {}
-    for name, truth in _measures(evidence).items():
+    for name, truth in Spread.of(evidence).whole.items():
         below = sum(sample[name].hi < truth.value for sample in samples)
         above = sum(sample[name].lo > truth.value for sample in samples)
         lo, hi = binomtest(repeats - below - above, repeats).proportion_ci(method="wilson")

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.activations import (
-    Node, Prompts, absence, batches_of, capture, check_model, hooks_of, prompt_losses)
+    Node, Prompts, absence, batches_of, capture, check_model, hooks_of, prompt_losses, recalled)
 from ..core.models import EMBEDDED, same_model
 from .adapters import MLP_READS, WRITTEN
 from .codes import CENTRED, Codes, SparseSAE
@@ -126,6 +126,18 @@ class Losses(NamedTuple):
         return (self.ablated - self.spliced) / self.cost if self.cost else float("nan")
 
 
+def _loss(model, prompts: Prompts, batch_size: int | None, place: Node | None = None, vector=None) -> float:
+    "The loss of the prompts as they are, or with one vector in the place of every activation: the same for all SAEs."
+    def constant(x):
+        if vector.shape == x.shape[-1:]: return vector.expand_as(x)
+        raise ValueError(f"ablation {tuple(vector.shape)} must be one vector of the width of {place}, {x.shape[-1]}")
+
+    def made():
+        change = None if vector is None else constant
+        return torch.tensor(next_token_loss(model, prompts, place, change, batch_size), dtype=torch.double)
+    return recalled(model, prompts, ("next-token loss", place, vector), made).item()
+
+
 def splice_losses(
     model,
     prompts: Prompts,
@@ -133,15 +145,11 @@ def splice_losses(
     sae: SparseSAE,
     ablation: Float[Tensor, "d_in"],  # what takes the activation's place in the run that counts as 0; the mean, say
     batch_size: int | None = None,  # prompts run at once; None is as many as fit
-    clean: float | None = None,  # loss of the prompts as they are, where it is known; the same for all SAEs
+    clean: float | None = None,  # loss of the prompts as they are, where it is known
 ) -> Losses:
     "The losses by which an SAE's reconstruction is judged."
-    def constant(x):
-        if ablation.shape == x.shape[-1:]: return ablation.expand_as(x)
-        raise ValueError(f"ablation {tuple(ablation.shape)} must be one vector of the width of {place}, {x.shape[-1]}")
-    if clean is None: clean = next_token_loss(model, prompts, batch_size=batch_size)
-    ablated = next_token_loss(model, prompts, place, constant, batch_size)
-    reads = sae.reads(Node.of(place))
+    if clean is None: clean = _loss(model, prompts, batch_size)
+    ablated, reads = _loss(model, prompts, batch_size, Node.of(place), ablation), sae.reads(Node.of(place))
     return Losses(clean, ablated, next_token_loss(model, prompts, place, sae.reconstruct, batch_size, reads))
 
 
@@ -255,7 +263,7 @@ class _Trial:
     @cached_property
     def clean(self) -> float:
         "Next-token loss of the prompts as they are, in nats."
-        return next_token_loss(self.model, self.prompts, batch_size=self.batch_size)
+        return _loss(self.model, self.prompts, self.batch_size)
 
     def of_pair(self, place: Node, reads: Node) -> "_Pair":
         "What an SAE is given and what it rebuilds."

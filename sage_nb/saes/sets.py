@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core.activations import HEAD_SITES, Node, n_heads
+from ..core.activations import HEAD_SITES, Node, hooks_of, is_hooked, n_heads
 from ..core.digest import digest_of
 from ..core.hub import not_a_file, parsed, tensor_shapes, why
 from ..core.models import EMBEDDED, ModelSettings
@@ -174,9 +174,9 @@ def require(
     model,  # HookedTransformer or TransformerBridge
 ):
     "An error if some SAE stands where the model has nothing, or takes activations of another width."
-    if not hasattr(model, "hook_dict") or not hasattr(model, "cfg"):
+    if not is_hooked(model):
         raise TypeError(f"{type(model).__name__} is no TransformerLens model: load one with load_model")
-    known, n_layers = model.hook_dict, model.cfg.n_layers
+    known, n_layers = hooks_of(model), model.cfg.n_layers
     for node, sae in self.saes.items():
         heads = n_heads(model, node.site) if node.site in HEAD_SITES else 0
         what, there = f"SAE set {self.name!r} has an SAE at {node}, and the model", "is another set or model meant?"
@@ -197,7 +197,7 @@ def require(
 def _require_reading(model, sae: SparseSAE, what: str):
     "An error if a model has not what a transcoder reads."
     reads, width = sae.reading.node, model.cfg.d_model
-    if reads.hook not in model.hook_dict:
+    if reads.hook not in hooks_of(model):
         bridge = "TransformerBridge has one, so load it with load_model"
         hint = bridge if reads.site == "mlp_in" else "is another meant?"
         raise ValueError(f"{what}, a {type(model).__name__}, has no {reads} for it to read: {hint}")
