@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 import sage_nb
+from sage_nb.core.hub import write_whole
 from sage_nb.lab import cli
 from sage_nb.lab.cli import COMMANDS, Discover, Evaluate, check_fit, main, parse
 from sage_nb.lab.results import RECORD, Results, other_results
@@ -187,7 +188,7 @@ def stand_ins(monkeypatch, report):
     "Everything that takes long returns at once; `stand_ins(evaluate)` puts another evaluation in."
     def put(evaluate):
         instead = {"load_model": lambda *args, **kwargs: None, "load_task": lambda *args, **kwargs: None,
-                   "load_saes": lambda name: None, "find_cross_sections": lambda *args, **kwargs: Found(),
+                   "load_saes": lambda name, device: None, "find_cross_sections": lambda *args, **kwargs: Found(),
                    "fit_dictionaries": lambda *args, **kwargs: None, "evaluate": evaluate}
         for name, function in instead.items(): monkeypatch.setattr(sage_nb, name, function, raising=False)
         monkeypatch.setattr(cli, "check_fit", lambda *args: None)
@@ -303,8 +304,10 @@ def test_a_signal_waits_until_the_report_is_whole(tmp_path, report, monkeypatch)
 
 def test_a_full_disk_leaves_no_half_written_file(stand_ins, report, tmp_path, monkeypatch, capsys):
     def full(self, folder, **options):
-        (folder / "report.json.part").write_text("{")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "report.json.part"))
+        def no_room(number): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", no_room)
+            write_whole(folder / "report.json", "{")
     monkeypatch.setattr(sage_nb.SageReport, "save", full)
     assert main(["evaluate", "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
@@ -360,6 +363,21 @@ def test_flags_reach_what_they_are_for(stand_ins, report, tmp_path, monkeypatch)
     assert main(["evaluate", "--out", str(tmp_path), "--no-qk-fix", "--force"]) == 0
     assert given["qk_fix"] is False and given["force"] is True
     assert given["verbose"] is False and given["progress"] is False, "stderr is no terminal here"
+
+
+def test_a_device_is_given_to_model_and_saes(stand_ins, tmp_path, monkeypatch):
+    devices = []
+    monkeypatch.setattr(sage_nb, "load_model", lambda name, device, **others: devices.append(device))
+    monkeypatch.setattr(sage_nb, "load_saes", lambda name, device: devices.append(device))
+    assert main(["evaluate", "--out", str(tmp_path), "--device", "cuda:1"]) == 0
+    assert devices == ["cuda:1", "cuda:1"]
+    assert main(["evaluate", "--out", str(tmp_path)]) == 0, "where it was computed does not make it another result"
+
+
+def test_results_go_under_the_home_folder_where_the_shell_did_not_see_it(stand_ins, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["discover", "--out=~/new"]) == 0
+    assert files_in(tmp_path / "new") == [RECORD, "sections.csv"] and not os.path.exists("~")
 
 
 # For real

@@ -243,3 +243,59 @@ def test_all_that_decides_numbers_is_in_the_name():
     others = [names(n=65), names(seeds=[1]), names(options=SweepOptions(("v",), ("IO",), tests=(1,))),
               names(options=SweepOptions(("v", "z"), ("IO",), tests=(1, 3)))]
     assert names() == names() and len({*names(), *sum(others, [])}) == 5
+
+
+# Several models, and GPUs
+
+def test_of_several_models_each_is_loaded_once(monkeypatch):
+    loaded, load = [], sweeps.load_model
+
+    def noted(name, *args, **others):
+        loaded.append(name)
+        return load(name, *args, **others)
+    monkeypatch.setattr(sweeps, "load_model", noted)
+    sweeps._named_model.cache_clear()
+    sets = ["tiny-gpt2-res-topk", "tiny-pythia-res-batchtopk", "tiny-gpt2-res-standard"]
+    items = sweep_items(["tiny-gpt2", "tiny-pythia"], ["ioi", "order"], sets, n=64, options=SweepOptions(sites=("v",)))
+    assert loaded == ["tiny-gpt2", "tiny-pythia"] and len(items) == 6
+    assert [(item.key.model, item.key.task) for item in items] == [
+        (model, task) for model, sets in (("tiny-gpt2", 2), ("tiny-pythia", 1)) for task in ("ioi", "order")
+        for _ in range(sets)]
+
+
+def test_what_a_process_claims_is_free_when_it_is_killed():
+    names = [f"{name} of {os.getpid()}" for name in "ab"]
+    program = "\n".join(["import sys", "from sage_nb.lab.sweeps import claim", "print(claim(sys.argv[1:]), flush=True)",
+                         "sys.stdin.read()"])
+    run = [sys.executable, "-c", program, *names]
+    others = [subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    try:
+        got = [other.stdout.readline().strip() for other in others]
+        assert sorted(got) == ["0", "1", "None"] and sweeps.claim(names) is None
+        first = others[got.index("1")]
+        first.kill()
+        first.wait()
+        assert sweeps.claim(names) == 1
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def test_workers_without_a_gpu_each_are_refused(tmp_path, no_work):
+    n = torch.cuda.device_count()
+    for others in (dict(device="cuda", jobs=max(2, n + 1)), dict(device="cuda:0", jobs=2),
+                   dict(device="cuda", jobs=2, backend="threading")):
+        with pytest.raises(ValueError, match="need a GPU each, and there is "): swept(tmp_path / "new", **others)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_numbers_of_the_cpu(unbroken, tmp_path):
+    first = swept(tmp_path, SETS[:1], device="cuda")
+    sweeps._leave()  # the next cell reads the ground truth from disk
+    both = swept(tmp_path, SETS[:2], device="cuda")
+    assert (first.made, both.made, both.status) == (1, 1, 0)
+    for cell in both.cells:
+        same = next(other for other in unbroken.cells if other.key == cell.key)
+        assert cell.methods[0]["score"] == pytest.approx(same.methods[0]["score"], abs=0.01)

@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'SCHEMA_OF_CELLS', 'canonical', 'CellKey', 'key_of', 'kind_of', 'Cell', 'cell_of', 'evidence_bytes',
-           'tensors_of', 'write_whole', 'cell_path', 'write_cell', 'CellError', 'read_cell', 'has_evidence',
-           'read_evidence', 'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
+           'tensors_of', 'cell_path', 'write_cell', 'CellError', 'read_cell', 'has_evidence', 'read_evidence',
+           'compare_cells', 'CellsFound', 'cell_files', 'cells_in']
 
 # %% ../../nbs/9_lab/96_cells.ipynb #1e6fbdeb
 import hashlib
 import json
 import math
-import os
 import re
-import secrets
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -28,6 +25,7 @@ from safetensors.torch import load as of_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from ..core.hub import write_whole
 from ..core.models import model_hash
 from ..measures.control import SKYLINE
 from ..measures.score import PARTS, SCORE, SCORE_VERSION, Comparison, Evidence, Spread, compare
@@ -241,22 +239,6 @@ def tensors_of(
 # %% ../../nbs/9_lab/96_cells.ipynb #52e01e86
 FORMAT, SCHEMA_OF_CELLS = "sage_nb cell", 1
 _CELLS, _EVIDENCE = "cells", "evidence"  # folders
-
-
-def write_whole(
-    path: Path,
-    content: bytes,
-) -> None:
-    "Write a file under another name and move it into place; nothing is left of one that cannot be written."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
 
 
 def cell_path(

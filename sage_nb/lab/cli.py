@@ -30,7 +30,7 @@ from fastcore.docments import docments
 
 import sage_nb
 from .requests import (
-    SITE_NAMES, check_engine, check_fit, check_model_name, check_sae_names, check_some, check_task,
+    SITE_NAMES, check_device, check_engine, check_fit, check_model_name, check_sae_names, check_some, check_task,
     did_you_mean, embedded_names, named_saes)
 from .results import Results, check_folder, check_out, handling
 from ..tasks.builtin import RECIPES
@@ -101,13 +101,14 @@ class Discover:
     sites: Sequence[str] = ("q", "k", "v", "z")  # where to look; with commas
     attributes: Sequence[str] = ()  # which to look for, with commas; all if not given
     qk_fix: bool = True  # score q and k by the slope at the attention pattern, where the model allows it
+    device: str = "cpu"  # where model and SAEs are put: cpu, cuda, cuda:1 or mps
     out: str | None = None  # folder for sections.csv; nothing is written if not given
     overwrite: bool = False  # replace what another evaluation left in the folder
     json: bool = False  # print the result as one JSON document and nothing else
     quiet: bool = False  # print warnings and errors only
 
 
-_SHOWN = ("out", "overwrite", "json", "quiet", "dry_run")  # options that do not decide the result
+_SHOWN = ("device", "out", "overwrite", "json", "quiet", "dry_run")  # options that do not decide the result
 
 
 def _resolved(name: str, kind: str) -> str:
@@ -137,6 +138,7 @@ def check(self: Discover) -> None:
         raise ValueError(f"{given[0]} says nothing about {self.task!r}, whose prompts are its rows: leave it out")
     check_some("--attributes", self.attributes, known)
     check_some("--sites", self.sites, SITE_NAMES)
+    check_device(self.device)
     self._check_rest()
 
 
@@ -149,7 +151,7 @@ def _check_rest(self: Discover):
 @patch
 def folder(self: Discover) -> Path | None:
     "Where results go; None where nothing is written."
-    return Path(self.out) if self.out else None
+    return Path(self.out).expanduser() if self.out else None
 
 
 @patch
@@ -169,7 +171,8 @@ def run(self: Discover) -> None:
 def _load(self: Discover, sets: Sequence = ()) -> tuple:
     "The model, run as the SAEs say that theirs was, and the task."
     from sage_nb.tasks.items import about
-    with about(f"--model {self.model}"): model = sage_nb.load_model(self.model, revision=self.revision, like=sets)
+    with about(f"--model {self.model}"):
+        model = sage_nb.load_model(self.model, self.device, revision=self.revision, like=sets)
     options = {} if self.task not in RECIPES else {"n": self.n or _PROMPTS, "seed": self.seed or 0}
     return model, sage_nb.load_task(self.task, model, **options)
 
@@ -219,7 +222,7 @@ def _check_rest(self: Evaluate):
 @patch
 def folder(self: Evaluate) -> Path | None:
     "Where results go; None where nothing is written."
-    return None if self.dry_run or self.out is None else Path(self.out)
+    return None if self.dry_run or self.out is None else Path(self.out).expanduser()
 
 
 @patch
@@ -227,7 +230,7 @@ def _load_saes(self: Evaluate) -> list:
     from sage_nb.tasks.items import about
     sets = []
     for name in self.saes:
-        with about(f"--saes {name}"): sets.append(sage_nb.load_saes(name))
+        with about(f"--saes {name}"): sets.append(sage_nb.load_saes(name, device=self.device))
     return sets
 
 
@@ -256,6 +259,7 @@ def _work(self: Evaluate, console: Console, results: Results):
 class Doctor:
     "Check what experiments take for granted of a model."
     model: str = "tiny-gpt2"  # embedded model, folder or hub name
+    device: str = "cpu"  # where the model is put: cpu, cuda, cuda:1 or mps
     json: bool = False  # print the result as one JSON document and nothing else
     quiet: bool = False  # print warnings and errors only
 
@@ -264,11 +268,12 @@ class Doctor:
 def run(self: Doctor) -> None:
     "Show all checks; an error if one failed."
     check_model_name(self.model)
+    check_device(self.device)
     console = Console(self.quiet, self.json)
     with hushed(console.progress):
         from sage_nb.core.doctor import doctor
         from sage_nb.tasks.items import about
-        with about(self.model): model = sage_nb.load_model(self.model)
+        with about(self.model): model = sage_nb.load_model(self.model, self.device)
         diagnosis = doctor(model)
     console.say(diagnosis)
     console.document(json.dumps(diagnosis.record()))
@@ -304,8 +309,11 @@ def _work(self: Score, console: Console, results: Results):
     sets = self._load_saes()
     model, task = self._load(sets)
     check_fit(model, task, sets, self.sites, "--")
+    from sage_nb.lab.sweeps import find_ground
     kept = {"explorers": False} if results.folder is None else {"on_section": results.write_part}
-    report = sage_nb.score(model, task, sets, options=_sweep_options(self), progress=console.progress, **kept)
+    options = _sweep_options(self)
+    ground = find_ground(model, task, options, console.progress)
+    report = sage_nb.evaluate(model, task, *ground, sets, progress=console.progress, **options.of_evaluation, **kept)
     console.say(report)
     console.document(report.to_json())
     if results.folder is not None: console.say(f"report: {results.write_report(report, report.discovery)}")
@@ -325,6 +333,7 @@ class Sweep:
     qk_fix: bool = True  # score q and k by the slope at the attention pattern, where the model allows it
     products: bool = False  # let products of attributes into the ground truth where cross-validation says they help
     force: bool = False  # also score SAEs that do not fit the model
+    device: str = "cpu"  # where models and SAEs are put: cpu, mps, cuda:1, or cuda, a GPU for each worker
     out: str = "results"  # folder of results, new or of an earlier sweep
     jobs: int = 1  # workers
     backend: str = "loky"  # where workers run: loky, threading, dask or ray
@@ -348,6 +357,7 @@ def check(self: Sweep) -> None:
         raise ValueError(f"{given[0]} says nothing about {self.tasks[0]!r}, whose prompts are its rows: leave it out")
     check_some("--sites", self.sites, SITE_NAMES)
     check_engine(self.backend, self.jobs)
+    check_device(self.device)
     check_sae_names(named_saes(self.saes), self.models, self.force)
     check_folder(self.out)
     blocked = [name for name in _FOLDERS if (Path(self.out).expanduser() / name).is_file()]
@@ -377,7 +387,7 @@ def _hushed_workers():
 def _sweep(self: Sweep, console: Console):
     "The plan of a dry run, or the result."
     options = dict(n=self.n, options=_sweep_options(self), jobs=self.jobs, backend=self.backend, dry_run=self.dry_run,
-                   revision=self.revision, progress=console.progress)
+                   revision=self.revision, device=self.device, progress=console.progress)
     with hushed(console.progress), _hushed_workers():
         return sage_nb.sweep(
             list(self.models), list(self.tasks), list(self.saes), self.out, list(self.seeds) or [0], **options)
@@ -461,14 +471,14 @@ def run(self: Leaderboard) -> None:
     self.check()
     console = Console(self.quiet, self.json)
     with hushed(console.progress):
-        from sage_nb.lab.cells import write_whole
+        from sage_nb.core.hub import write_whole
         from sage_nb.lab.leaderboard import leaderboard, leaderboard_explorer
         folder, facts = Path(self.folder).expanduser(), self.facts()
         table = leaderboard(folder, facts)
         console.say(table.to_csv(index=False).rstrip("\n") if self.csv else _shown_table(table))
         if self.page is not None:
             with warnings.catch_warnings(action="ignore"): page = leaderboard_explorer(folder, facts)
-            write_whole(Path(self.page).expanduser(), page.page().encode())
+            write_whole(Path(self.page).expanduser(), page.page())
             if not self.csv: console.say(f"page: {self.page}")
     rows = json.loads(table.to_json(orient="records"))
     console.document(json.dumps({"folder": self.folder, "where": facts, "page": self.page, "rows": rows}))
@@ -527,7 +537,8 @@ def _condition(text: str) -> str:
 _words = _several(_word)
 _READ = {"n": _number(2), "seed": _number(0), "seeds": _several(_number(0)), "jobs": _number(1),
          "where": _several(_condition)} | dict.fromkeys(("models", "tasks", "saes", "sites", "attributes"), _words)
-_METAVARS = {"n": "N", "seed": "N", "seeds": "N", "jobs": "N", "out": "FOLDER", "page": "FILE", "where": "NAME=VALUE"}
+_METAVARS = {"out": "FOLDER", "device": "NAME", "page": "FILE", "where": "NAME=VALUE"} | dict.fromkeys(
+    ("n", "seed", "seeds", "jobs"), "N")
 _WITHOUT_FLAG = {("doctor", "model"), ("leaderboard", "folder")}  # words of their own
 _REPEATABLE = ("where",)
 

@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from .cells import Cell, cell_path, cells_in, read_evidence, write_whole
+from ..core.hub import write_whole
+from .cells import Cell, cell_path, cells_in, read_evidence
 from .requests import did_you_mean
 from ..measures.score import PARTS
 from ..report.many import (
@@ -412,8 +413,8 @@ def dataset_folder(
     models, tasks = _plain(key.model for key in keys), _plain(key.task for key in keys)
     card = _CARD.format(saes=len({key.sae for key in keys}), results=len(keys), models=models, tasks=tasks,
                         score_version=keys[0].score_version, version=keys[0].version)
-    write_whole(out / "leaderboard.csv", _table(cells).to_csv(index=False).encode())
-    write_whole(out / "README.md", card.encode())
+    write_whole(out / "leaderboard.csv", _table(cells).to_csv(index=False))
+    write_whole(out / "README.md", card)
     return out
 
 # %% ../../nbs/9_lab/98_leaderboard.ipynb #eb21af76
@@ -468,6 +469,6 @@ def save_saebench(
         path = out / saebench_file(cell.settings, cell.key.sae)
         if path in paths:  # names that differ in odd signs only
             path = path.with_name(f"{cell.key.name[:8]}_{path.name}")
-        write_whole(path, json.dumps(record, indent=1, allow_nan=False).encode())
+        write_whole(path, json.dumps(record, indent=1, allow_nan=False))
         paths.append(path)
     return paths

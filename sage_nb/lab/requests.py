@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SITE_NAMES', 'ENGINES', 'embedded_names', 'release_models', 'hub_names', 'hub_aliases', 'did_you_mean',
-           'check_model_name', 'check_task', 'check_sae_names', 'expression_of', 'folders_like', 'is_pattern',
-           'named_saes', 'check_some', 'check_engine', 'check_fit']
+           'check_model_name', 'check_task', 'made_for', 'check_sae_names', 'expression_of', 'folders_like',
+           'is_pattern', 'named_saes', 'check_some', 'check_engine', 'check_device', 'check_fit']
 
 # %% ../../nbs/9_lab/92_requests.ipynb #ecd097df
 import ast
@@ -124,11 +124,13 @@ def check_task(
     return tuple(items[0].attributes)
 
 # %% ../../nbs/9_lab/92_requests.ipynb #82a00016
-def _made_for(name: str) -> str | None:
+def made_for(
+    name: str,  # embedded set, folder or release, perhaps with `:` and a pattern of SAEs behind
+) -> str | None:
     "The model that SAEs were made for, or None where only the SAEs can tell; an error if there are none."
     folder, embedded, path = Path(name).expanduser(), embedded_names("saes"), _IS_PATH.match(name)
     whole, chosen, _ = name.partition(":")
-    if chosen and not folder.exists(): return _made_for(whole)  # a pattern behind it says which are meant
+    if chosen and not folder.exists(): return made_for(whole)  # a pattern behind it says which are meant
     if name in embedded: return json.loads((_EMBEDDED / "saes" / name / "card.json").read_text())["model"]
     if folder.is_file(): raise ValueError(f"SAEs {name!r} are a file: give the folder that it is in")
     if folder.is_dir():
@@ -167,12 +169,12 @@ def check_sae_names(
     "Refuse SAEs that are not there, were made for another model, or share a name."
     models, titles = [model] if isinstance(model, str) else model, {}
     for name in names:
-        made_for, title = _made_for(name), name if ":" in name else Path(name).name
-        remedies = [_remedy(made_for, one, force) for one in models]
+        model_of, title = made_for(name), name if ":" in name else Path(name).name
+        remedies = [_remedy(model_of, one, force) for one in models]
         if None not in remedies:
-            remedy = remedies[0].format(made_for=made_for)
+            remedy = remedies[0].format(made_for=model_of)
             if not isinstance(model, str): remedy = remedy.replace("--model ", "--models …,")
-            raise ValueError(f"SAEs {name!r} were made for {made_for}, not for {', '.join(models)}{remedy}")
+            raise ValueError(f"SAEs {name!r} were made for {model_of}, not for {', '.join(models)}{remedy}")
         if title in titles:
             raise ValueError(f"SAEs {titles[title]!r} and {name!r} would both be called {title!r}: rename a folder")
         titles[title] = name
@@ -248,6 +250,14 @@ def check_engine(
     if jobs == 1 and backend in ("dask", "ray"):
         raise ValueError(f"backend {backend!r} with jobs=1 would make every cell in this process: say with jobs how "
                          "many cells may be made at once")
+
+
+def check_device(
+    device: str,
+) -> None:
+    "Refuse the name of no device; whether it is here, torch says."
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", device): return
+    raise ValueError(f"--device {device!r} is not one of cpu, cuda, cuda:0 and so on, mps")
 
 # %% ../../nbs/9_lab/92_requests.ipynb #34154eca
 def _speaks(saes, site: str, n_layers: int) -> bool:

@@ -118,34 +118,28 @@ class Results:
     def _writing(self, kind: str, what: str):
         with held():
             if not self.kept: self._begin()
-            try: yield
-            finally:  # what a full disk left half written
-                for path in self._paths(): path.with_name(path.name + ".part").unlink(missing_ok=True)
+            yield
             self.kept[kind] = what
 
     def _paths(self) -> list[Path]:
         "Every file that a command may have written here."
         ours = [self.folder / name for name in (*_RESULTS, RECORD)]
-        return ours + [Path(str(p).removesuffix(".part")) for p in self.folder.glob("saebench/*_eval_results.json*")]
+        return [*ours, *self.folder.glob("saebench/*_eval_results.json")]
 
     def _begin(self):
         "A folder without results of other options, and with a record of ours."
+        from sage_nb.core.hub import clear_parts, write_whole  # which import what a command line need not wait for
         if other_results(self.folder, self.options):
             for path in self._paths(): path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(self.folder)
         record = _json_in(self.folder / RECORD) | {self.command: self.options}
-        _write(self.folder / RECORD, json.dumps(record, indent=1))
+        write_whole(self.folder / RECORD, json.dumps(record, indent=1))
 
     def __str__(self):
         if self.folder is None: return "nothing was kept: there is no --out"
         if self.guarded: return f"{self.folder} holds the finished report of an earlier run"
         return f"kept in {self.folder}: {', '.join(self.kept.values())}" if self.kept else "nothing was kept"
-
-
-def _write(path: Path, content: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(path)
 
 # %% ../../nbs/9_lab/93_results.ipynb #82a00031
 @patch
@@ -154,9 +148,10 @@ def write_sections(
     sections,  # of `find_cross_sections`
 ) -> None:
     "Write sections.csv; not beside a finished report."
+    from sage_nb.core.hub import write_whole
     if self.folder is None or self.guarded: return
     with self._writing("sections", "sections.csv"):
-        _write(self.folder / "sections.csv", sections.table().to_csv(index=False))
+        write_whole(self.folder / "sections.csv", sections.table().to_csv(index=False))
 
 
 @patch

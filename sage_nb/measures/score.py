@@ -51,7 +51,7 @@ class Answers(NamedTuple):
 
 KINDS = {"sparse": SparseRuns, "named": NamedEdits, "values": ValueHits}  # of answers
 
-
+# %% ../../nbs/6_measures/69_score.ipynb #766452fc
 @dataclass(frozen=True)
 class Evidence:
     "What one SAE did in one cross-section, beside the planted dictionary."

@@ -31,6 +31,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..core.doctor import Diagnosis
+from ..core.hub import write_whole
 from ..core.models import model_hash
 from ..discovery.tables import few_lines, html_table, shortened, text_table
 from ..discovery.sections import CrossSections
@@ -423,12 +424,6 @@ _FRAMES = ("table", "scores", "sections", "latents", "fit", "values")
 def _finite(value): return None if value is pd.NA or isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    part.replace(path)
-
-
 def make_folder(folder: str | Path) -> Path:
     "The folder, made if it is not there; an error for a file of that name."
     folder = Path(folder).expanduser()
@@ -592,12 +587,12 @@ def save(
     folder = make_folder(folder)
     if not overwrite: self.require_place(folder)
     numbers, explorers = _evidence_bytes(self), _explorers_bytes(self)
-    _write(folder / "evidence.safetensors", numbers)
-    if explorers: _write(folder / "explorers.json", explorers)
-    _write(folder / "report.json", _to_json(self, numbers, explorers))
+    write_whole(folder / "evidence.safetensors", numbers)
+    if explorers: write_whole(folder / "explorers.json", explorers)
+    write_whole(folder / "report.json", _to_json(self, numbers, explorers))
     if not explorers: (folder / "explorers.json").unlink(missing_ok=True)
-    _write(folder / "table.csv", self.table.to_csv(index=False))
-    if page: _write(folder / "report.html", self.page())
+    write_whole(folder / "table.csv", self.table.to_csv(index=False))
+    if page: write_whole(folder / "report.html", self.page())
     return folder / "report.html"
 
 # %% ../../nbs/8_report/81_report.ipynb #69f82214
@@ -686,5 +681,5 @@ def save_saebench(self: SageReport, folder: str | Path) -> list[Path]:
     for name, about in self.settings["saes"].items():
         if name not in self.evidence: continue  # refused
         paths.append(folder / saebench_file(self.settings, name))
-        _write(paths[-1], json.dumps(_saebench(self, name, about), indent=1, default=str, allow_nan=False))
+        write_whole(paths[-1], json.dumps(_saebench(self, name, about), indent=1, default=str, allow_nan=False))
     return paths

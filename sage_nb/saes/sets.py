@@ -471,13 +471,17 @@ def load_saes(
     return SAESet((label if ids == "*" else f"{label} ({ids})") if name is None else name, saes)
 
 # %% ../../nbs/5_saes/53_sets.ipynb #716c6927
-def load_sets(saes) -> list[SAESet]:
+def load_sets(
+    saes,  # as `load_saes` takes them
+    device: str | None = None,  # for those that are read from files; the CPU if not given
+) -> list[SAESet]:
     "The sets that a user means: one, or a list of them; a list of SAE objects is one set."
-    if not isinstance(saes, (list, tuple)): return [load_saes(saes)]
+    def load(one): return load_saes(one, device=device if isinstance(one, (str, Path)) else None)
+    if not isinstance(saes, (list, tuple)): return [load(saes)]
     if not saes: raise ValueError("there are no SAEs to evaluate: the list is empty")
     objects = [hasattr(sae, "encode") and not isinstance(sae, str) for sae in saes]  # a text has `encode`, too
     if all(objects): return [load_saes(saes)]
     if any(objects):
         raise TypeError("the list mixes SAE objects with names or sets: make a set of the objects, "
                         "load_saes(objects, name=...), and give a list of sets")
-    return [load_saes(sae) for sae in saes]
+    return [load(sae) for sae in saes]

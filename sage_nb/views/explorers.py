@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from ..core.hub import write_whole
+
 # %% ../../nbs/7_views/72_explorers.ipynb #dceaa808
 def _number(x: Real, digits: int):
     if isinstance(x, Integral): return int(x)
@@ -228,9 +230,8 @@ class Explorer:
     def save(self, path: str | Path) -> Path:
         "Write the page, whole or not at all."
         path = Path(path).expanduser()
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.page(), encoding="utf-8")
-        return part.replace(path)
+        write_whole(path, self.page())
+        return path
 
     def record(self) -> dict:
         "For JSON."
