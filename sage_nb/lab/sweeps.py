@@ -437,7 +437,7 @@ def _check_one(model, task: Task, saes: SAESet, options: SweepOptions) -> None:
     check_fit(model, task, [saes], options.sites)
     check_some(f"attributes of task {task.name!r}", options.attributes, [*task.attributes])
 
-
+# %% ../../nbs/9_lab/97_sweeps.ipynb #a1376847
 def _listed(x) -> list: return list(x) if isinstance(x, (list, tuple, range)) else [x]
 
 

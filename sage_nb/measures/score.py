@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCORE_VERSION', 'KINDS', 'PARTS', 'ALL_SECTIONS', 'SCORE', 'HALF', 'check_rows', 'Answers', 'Evidence', 'reached',
            'check_evidence', 'score_parts', 'section_scores', 'over_sections', 'Spread', 'sage_score', 'Comparison',
-           'check_comparable', 'difference', 'compare', 'best_baseline', 'margin']
+           'difference', 'check_comparable', 'compare', 'best_baseline', 'margin']
 
 # %% ../../nbs/6_measures/69_score.ipynb #da240f49
 from collections.abc import Mapping, Sequence
@@ -211,6 +211,19 @@ class Comparison:
     __repr__ = __str__
 
 
+def difference(
+    a: Spread,
+    b: Spread,  # in the same sections, on the same prompts
+    names: tuple[str, str],
+) -> Comparison:
+    "The paired difference of two SAEs' scores, and of their parts, over all sections."
+    if (a.sections, a.parts, a.n) != (b.sections, b.parts, b.n):
+        raise ValueError(f"{names[0]} and {names[1]} were not tried in the same sections, by the same tests and on as "
+                         "many prompts: evaluate both on the same ones")
+    found = estimates(a.value[0] - b.value[0], a.resampled[:, 0] - b.resampled[:, 0], a.n, within=(-1, 1))
+    return Comparison(*names, found[0], dict(zip(a.parts[1:], found[1:])))
+
+# %% ../../nbs/6_measures/69_score.ipynb #6d6f81c1
 def check_comparable(
     a: Sequence[Evidence],
     b: Sequence[Evidence],
@@ -230,19 +243,6 @@ def check_comparable(
     if n_a != n_b:
         raise ValueError(f"{names[0]} was tried on {n_a} prompts, {names[1]} on {n_b}: "
                          "the difference needs the same prompts")
-
-
-def difference(
-    a: Spread,
-    b: Spread,  # in the same sections, on the same prompts
-    names: tuple[str, str],
-) -> Comparison:
-    "The paired difference of two SAEs' scores, and of their parts, over all sections."
-    if (a.sections, a.parts, a.n) != (b.sections, b.parts, b.n):
-        raise ValueError(f"{names[0]} and {names[1]} were not tried in the same sections, by the same tests and on as "
-                         "many prompts: evaluate both on the same ones")
-    found = estimates(a.value[0] - b.value[0], a.resampled[:, 0] - b.resampled[:, 0], a.n, within=(-1, 1))
-    return Comparison(*names, found[0], dict(zip(a.parts[1:], found[1:])))
 
 
 def compare(
