@@ -1,6 +1,6 @@
 """Memory of one process that makes many cells: it must not grow with their number.
 
-Quick cells of a tiny model (one site, one test, 24 prompts): of one SAE set with many seeds, each a frame of its own,
+Quick cells of a tiny model (one site, one test, 48 prompts): of one SAE set with many seeds, each a frame of its own,
 and then of many SAE sets in one frame. `python benchmarks/memory_of_sweeps.py 200` makes so many of each."""
 import gc
 import shutil
@@ -33,13 +33,13 @@ def another_set(folder: Path, i: int) -> Path:
 
 
 def many_seeds(out: Path, some: range) -> None:
-    for i in some: sweep("tiny-gpt2", "ioi", SET, out, seeds=[i], n=24, options=QUICK, progress=False)
+    for i in some: sweep("tiny-gpt2", "ioi", SET, out, seeds=[i], n=48, options=QUICK, progress=False)
 
 
 def many_sets(out: Path, some: range) -> None:
     for i in some:
         place = another_set(out / "sets", i)
-        sweep("tiny-gpt2", "ioi", str(place), out, n=24, options=QUICK, progress=False)
+        sweep("tiny-gpt2", "ioi", str(place), out, n=48, options=QUICK, progress=False)
         shutil.rmtree(place)
 
 

@@ -648,11 +648,12 @@ def _on_dask(portions: Sequence[list[CellJob]], out: str, jobs: int) -> list[lis
 
 
 @contextmanager
-def _pool(out: str, jobs: int, backend: str) -> Iterator:
+def _pool(out: str, jobs: int, backend: str, device: str) -> Iterator:
     "Within it, a function that makes portions of cells on workers and returns how each cell ended."
+    gpu = {"ray_remote_args": {"num_gpus": 1}} if backend == "ray" and device.startswith("cuda") else {}  # else it hides
     if backend == "dask": yield lambda portions: _on_dask(portions, out, jobs)
     else:
-        with parallel_config(backend=backend, n_jobs=jobs), Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
+        with parallel_config(backend=backend, n_jobs=jobs, **gpu), Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
             yield lambda portions: parallel(delayed(_make_cells)(some, out) for some in portions)
 
 
@@ -669,7 +670,7 @@ def _phases(items: Sequence[CellJob], out: str, jobs: int) -> list[list[list[Cel
 
 def _make(items: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
     "Make cells on workers; an error if the engine says that it is over, and it is not."
-    with _pool(out, jobs, backend) as pool:
+    with _pool(out, jobs, backend, items[0].frame.device) as pool:
         for phase in _phases(items, out, jobs):
             ends = [end for some in pool(phase) for end in some]
             lost = [end for end in ends if end not in ("done", "failed")]
