@@ -13,11 +13,11 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE ?= disabled
 # nothing here downloads a model, except in the targets where you ask for one; HF_HUB_OFFLINE=0 lifts it
-demo test slow test-tl4 notebooks docs: export HF_HUB_OFFLINE ?= 1
+demo test slow test-tl4 test-saebench notebooks docs: export HF_HUB_OFFLINE ?= 1
 # the embedded models are so small that a second thread gains nothing, and loses much when the core is wanted elsewhere
 demo test slow test-tl4 notebooks bench: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test slow test-tl4 export notebooks readme docs lab bench zoo wheel clean
+.PHONY: help demo test slow test-tl4 test-saebench export notebooks readme docs lab bench zoo wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,13 @@ test-tl4: $(ENV) ## tests with TransformerLens 4 and without sae_lens, in an env
 	@$(TL4)/bin/python -m pip install -qq --disable-pip-version-check -r $(TL4)/requirements.txt
 	@$(TL4)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(TL4)/bin/python -m pytest -q --noconftest tests/tl4
+
+SAEBENCH := .saebench
+test-saebench: $(ENV) ## SAEBench's own package reads what we write in its layout; installed beside, as it asks for an older numpy
+	@test -d $(SAEBENCH)/sae_bench || $(PIP) --no-deps --target $(SAEBENCH) sae-bench==0.6.0 \
+	  seaborn==0.13.2 plotly narwhals beartype tabulate
+	@PYTHONPATH=$(SAEBENCH) $(PY) -c "import sae_bench.sae_bench_utils.graphing_utils"  # so that the test is not skipped
+	@PYTHONPATH=$(SAEBENCH) $(PY) -m pytest -q tests/test_leaderboard.py -k own_package
 
 export: $(ENV) ## write sage_nb/*/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
