@@ -99,16 +99,21 @@ def test_a_sweep_says_what_it_did_and_does_nothing_twice(out, no_work, capsys):
     assert capsys.readouterr() == ("", "") and files_in(out) == before
 
 
-def test_a_dry_run_writes_nothing(swept, tmp_path, no_work, capsys):
+def test_a_first_dry_run_tries_a_cell_and_writes_nothing(tmp_path, capsys):
     assert sweep(tmp_path / "new", "--dry-run") == 0
-    assert capsys.readouterr().out.startswith("2 of 2 cells to do: time unknown")
-    assert sweep(swept, "--dry-run", "--json", "--seeds", "0,1") == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["to do"] == 2 and plan["seconds"] > 0 and [row["done"] for row in plan["frames"]] == [2, 0]
+    out, err = capsys.readouterr()
+    assert out.startswith("2 of 2 cells to do: about ") and "s on one worker (tiny-gpt2: by a trial)" in out and not err
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_and_expressions_name_sets(tmp_path, no_work, capsys):
+def test_a_dry_run_beside_results_computes_nothing(swept, no_work, capsys):
+    assert sweep(swept, "--dry-run", "--json", "--seeds", "0,1") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["to do"] == 2 and plan["seconds"] > 0 and [row["done"] for row in plan["frames"]] == [2, 0]
+    assert plan["basis"] == {"tiny-gpt2": "2 cells"}
+
+
+def test_folders_and_expressions_name_sets(tmp_path, capsys):
     for name in "ab": shutil.copytree(EMBEDDED / "saes" / SETS[0], tmp_path / "mine" / name)
     argv = ["--saes", f"{tmp_path}/mine/*,re:tiny-gpt2-res-(topk|standard)", *SMALL, "--out", str(tmp_path / "new")]
     assert main(["sweep", *argv, "--dry-run"]) == 0

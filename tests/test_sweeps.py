@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -80,12 +81,25 @@ def test_a_sweep_that_is_done_does_nothing(unbroken, out, no_work):
         path: was for path, was in before.items() if path != out}
 
 
-def test_a_dry_run_writes_nothing(tmp_path, unbroken, no_work):
+def test_a_dry_run_tries_one_cell_and_writes_nothing(tmp_path, unbroken):
     plan = swept(tmp_path / "new", dry_run=True)
-    assert (plan.to_do, plan.seconds, plan.table.cells.tolist()) == (3, None, [3]) and plan.disk > 0
-    assert not (tmp_path / "new").exists()
+    assert (plan.to_do, plan.table.cells.tolist(), plan.basis) == (3, [3], {"tiny-gpt2": "a trial"}) and plan.disk > 0
+    assert plan.seconds > 0 and plan.memory > 2**20 and not (tmp_path / "new").exists()
+
+
+def test_where_cells_are_there_a_dry_run_computes_nothing(unbroken, no_work):
     more = sweep("tiny-gpt2", "ioi", SETS, unbroken.out, seeds=[0, 1], n=64, options=FEW, dry_run=True)
-    assert more.table.done.tolist() == [3, 0] and more.seconds > 0 and more.memory > 2**20
+    assert more.table.done.tolist() == [3, 0] and more.basis == {"tiny-gpt2": "3 cells"}
+    took = [cell.cost["seconds"] for cell in unbroken.cells]
+    shared = max(cell.cost["shared seconds"] for cell in unbroken.cells)
+    assert more.seconds == pytest.approx(sum(took) + shared) and more.memory > 2**20
+
+
+def test_what_cannot_be_tried_has_no_time(tmp_path):
+    "No cross-section is found where noise is all there is, so nothing can be tried."
+    options = replace(FEW, attributes=("Pos",), sites=("resid_post",))
+    plan = sweep("tiny-gpt2", "ioi", "tiny-gpt2-res-topk", tmp_path / "new", n=32, options=options, dry_run=True)
+    assert (plan.seconds, plan.memory, plan.basis) == (None, None, {}) and "time unknown" in str(plan)
 
 
 # Ends of all kinds

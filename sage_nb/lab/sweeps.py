@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SweepOptions', 'Ground', 'find_ground', 'score', 'sae_sources', 'ground_bytes', 'ground_of_bytes', 'claim',
-           'own_device', 'Frame', 'CellJob', 'is_done', 'make_cell', 'sweep_items', 'SweepPlan', 'SweepResult', 'sweep']
+           'own_device', 'Frame', 'CellJob', 'is_done', 'make_cell', 'sweep_items', 'Price', 'SweepPlan', 'SweepResult',
+           'sweep']
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #a554a12f
 import atexit
@@ -471,6 +472,41 @@ def sweep_items(
     return sorted(items, key=lambda item: order[item.frame])
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #0b1c0bce
+class Price(NamedTuple):
+    "What cells of one model take."
+    cell: float  # seconds of one
+    frame: float  # seconds of what the cells of a frame share
+    memory: int  # bytes of each worker
+    basis: str  # how it is known
+
+    @classmethod
+    def measured(
+        cls,
+        cells: Sequence[Cell],  # of one model, done
+    ) -> "Price":
+        "By the mean of what cells took."
+        costs = pd.DataFrame([cell.cost for cell in cells])
+        memory = int(costs["peak memory, MiB"].max() * 2**20)
+        basis = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+        return cls(costs["seconds"].mean(), costs["shared seconds"].max(), memory, basis)
+
+    @classmethod
+    def tried(
+        cls,
+        item: CellJob,
+    ) -> "Price":
+        "By a trial, which writes nothing."
+        model, task = item.frame.load()
+        start, options = time.perf_counter(), item.frame.options
+        ground = find_ground(model, task, options)
+        found, saes = time.perf_counter() - start, load_sets(item.source, own_device(item.frame.device))
+        quick = dict(diagnostics=False, explorers=False, progress=False)
+        plan = evaluate(model, task, *ground, saes, plan=True, **quick, **options.of_evaluation)
+        took, own = plan.phases["seconds"], 1 + options.twins
+        cell = took["checks"] / 2 + took["baselines"] + took["tests"] * own / (own + 3)
+        return cls(cell, found + plan.seconds - cell, plan.memory, "a trial")
+
+# %% ../../nbs/9_lab/97_sweeps.ipynb #7da51956
 _CELL_BYTES = 4_000  # of a prompt, in a cell and its evidence, about
 
 
@@ -478,9 +514,10 @@ _CELL_BYTES = 4_000  # of a prompt, in a cell and its evidence, about
 class SweepPlan:
     "What a sweep will do."
     table: pd.DataFrame  # a row a frame: model, task, seed, cells, done
-    seconds: float | None  # of the cells to do, by those that were measured, on one worker; None where none was
+    seconds: float | None  # of the cells to do, on one worker; None where it is not known
     disk: int  # bytes that they will take, about
-    memory: int | None  # bytes of each worker, by those that were measured
+    memory: int | None  # bytes of each worker
+    basis: dict[str, str]  # model -> how time and memory are known
 
     @property
     def to_do(self) -> int: return int((self.table["cells"] - self.table["done"]).sum())
@@ -488,35 +525,47 @@ class SweepPlan:
     def record(self) -> dict:
         "The same for JSON."
         rows = json.loads(self.table.to_json(orient="records"))
-        return {"frames": rows, "to do": self.to_do, "seconds": self.seconds, "disk": self.disk, "memory": self.memory}
+        return {"frames": rows, "to do": self.to_do, "seconds": self.seconds, "disk": self.disk, "memory": self.memory,
+                "basis": self.basis}
 
     def __str__(self):
-        took = "time unknown (no cell was measured yet)"
-        if self.seconds is not None: took = f"{self.seconds:.0f} s on one worker"
+        how = "; ".join(f"{model}: by {basis}" for model, basis in self.basis.items())
+        took = "time unknown" if self.seconds is None else f"about {self.seconds:.0f} s on one worker"
         memory = "" if self.memory is None else f", {self.memory / 2**30:.1f} GiB for each worker"
-        return (f"{self.to_do} of {int(self.table['cells'].sum())} cells to do: {took}, {self.disk / 2**20:.0f} MiB on "
-                f"disk{memory}\n{self.table.to_string(index=False)}")
+        return (f"{self.to_do} of {int(self.table['cells'].sum())} cells to do: {took}{f' ({how})' if how else ''}, "
+                f"{self.disk / 2**20:.0f} MiB on disk{memory}\n{self.table.to_string(index=False)}")
 
     __repr__ = __str__
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #566edcfe
-def _plan_of(items: Sequence[CellJob], pending: Sequence[CellJob], measured: Sequence[Cell]) -> SweepPlan:
-    "The plan, with times and memory of cells that were measured."
-    rows = {}
+def _prices(pending: Sequence[CellJob], cells: Sequence[Cell], trial: bool) -> dict[str, Price]:
+    "What cells take, by model, as far as it is known."
+    known, first = {}, {}
+    for item in pending: first.setdefault(item.key.model, item)
+    for model, item in first.items():
+        same = [c for c in cells if c.key.model == model and c.status == "done" and c.cost.get("seconds") is not None]
+        if same: known[model] = Price.measured(same)
+        elif trial:
+            with suppress(ValueError): known[model] = Price.tried(item)  # too few prompts, or nothing to score
+    return known
+
+
+def _plan_of(items: Sequence[CellJob], pending: Sequence[CellJob], prices: dict[str, Price]) -> SweepPlan:
+    "The plan."
+    rows, waiting = {}, {item.key.name for item in pending}
     for item in items:
         key = item.key
         row = rows.setdefault(key.frame, {"model": key.model, "task": key.task, "seed": key.seed, "n": key.n,
                                           "cells": 0, "done": 0})
         row["cells"] += 1
-        row["done"] += item not in pending
-    costs = [cell.cost for cell in measured if cell.status == "done" and cell.cost.get("seconds") is not None]
-    each = sum(cost["seconds"] for cost in costs) / len(costs) if costs else None
-    shared = max((cost["shared seconds"] for cost in costs), default=0)
-    frames = len({item.key.frame for item in pending})
-    seconds = None if each is None else len(pending) * each + frames * shared
-    memory = max((cost["peak memory, MiB"] * 2**20 for cost in costs), default=None)
+        row["done"] += key.name not in waiting
+    seconds, frames = None, {item.key.frame: item.key.model for item in pending}
+    if all(model in prices for model in frames.values()):
+        seconds = sum(prices[item.key.model].cell for item in pending) + sum(prices[m].frame for m in frames.values())
+    memory = max((price.memory for price in prices.values()), default=None)
     disk = sum(_CELL_BYTES * item.key.n for item in pending)
-    return SweepPlan(pd.DataFrame([*rows.values()]), seconds, disk, memory)
+    basis = {model: price.basis for model, price in prices.items()}
+    return SweepPlan(pd.DataFrame([*rows.values()]), seconds, disk, memory, basis)
 
 
 def _pending(items: Sequence[CellJob], out: str | Path) -> list[CellJob]:
@@ -650,10 +699,12 @@ def _on_dask(portions: Sequence[list[CellJob]], out: str, jobs: int) -> list[lis
 @contextmanager
 def _pool(out: str, jobs: int, backend: str, device: str) -> Iterator:
     "Within it, a function that makes portions of cells on workers and returns how each cell ended."
-    gpu = {"ray_remote_args": {"num_gpus": 1}} if backend == "ray" and device.startswith("cuda") else {}  # else it hides
+    of_ray = backend == "ray" and device.startswith("cuda")
+    gpu = {"ray_remote_args": {"num_gpus": 1}} if of_ray else {}  # Ray hides GPUs that were not asked for
     if backend == "dask": yield lambda portions: _on_dask(portions, out, jobs)
     else:
-        with parallel_config(backend=backend, n_jobs=jobs, **gpu), Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
+        engine = parallel_config(backend=backend, n_jobs=jobs, **gpu)
+        with engine, Parallel(pre_dispatch=2 * jobs, batch_size=1) as parallel:
             yield lambda portions: parallel(delayed(_make_cells)(some, out) for some in portions)
 
 
@@ -759,7 +810,7 @@ def sweep(
     options: SweepOptions = SweepOptions(),
     jobs: int = 1,  # cells made at once; 1 is this process
     backend: str = "loky",  # or dask, ray: where they run
-    dry_run: bool = False,  # only say what is to do
+    dry_run: bool = False,  # only say what is to do, and what it will take
     progress: bool = True,
     revision: str | None = None,  # branch, tag or commit of models of the hub
     device: str = "cpu",  # where what is named is put; cuda is a GPU of its own for each worker
@@ -772,7 +823,7 @@ def sweep(
     items = sweep_items(models, tasks, saes, seeds, n, options, revision, here)
     items = [item._replace(frame=replace(item.frame, device=device)) for item in items]
     pending = _pending(items, out)
-    plan = _plan_of(items, pending, cells_in(out).cells if out.is_dir() else [])
+    plan = _plan_of(items, pending, _prices(pending, cells_in(out).cells if out.is_dir() else [], trial=dry_run))
     if dry_run: return plan
     _check_room(out, plan, pending, jobs)
     clear_parts(out)
