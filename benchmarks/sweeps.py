@@ -7,7 +7,8 @@ overhead: a sweep of --cells sets on one task. The share of its seconds that are
   and ground truth, which any way of scoring needs; also without `cell_of`, which finds the intervals of margin and
   parts that a sweep asks `evaluate` to leave out; and without the checks of what fits. Bar: at most 5 %.
 shared: the same sweep against as many separate calls of `evaluate`, with the same options and a model that is loaded;
-  with discovery and ground truth for each, as `score` finds them, and with those given. Bar: at most 0.35.
+  with discovery and ground truth for each, as `score` finds them, and with those given; and against calls as users
+  make them, with all that `evaluate` makes by default (diagnostics, table, explorers). Bar: at most 0.35.
 workers: --seeds frames of --cells sets each, on one worker and on two. The clock of the one divided by that of the
   other, without what starting workers takes (the imports), which stands beside it. Bar: at least 1.7.
 kills: a sweep whose process group is killed (SIGKILL) --kills times, each time at a random moment, and resumed; when
@@ -148,11 +149,11 @@ def overhead(sets, args):
 QUICK = dict(diagnostics=False, explorers=False, table=False, progress=False)  # as a sweep asks
 
 
-def separately(sets, model, task, ground):
+def separately(sets, model, task, ground, options=QUICK):
     "Each set by calls of its own; discovery and ground truth, too, where none are given."
     for source in sets:
         mine = ground or find_ground(model, task)
-        evaluate(model, task, *mine, load_sets(source), **SweepOptions().of_evaluation, **QUICK)
+        evaluate(model, task, *mine, load_sets(source), **SweepOptions().of_evaluation, **options)
 
 
 def shared(sets, args):
@@ -164,8 +165,10 @@ def shared(sets, args):
     rows = []
     for _ in range(args.rounds):
         rows.append([seconds_of(fresh, sets, args.n), seconds_of(separately, sets, model, task, None),
-                     seconds_of(separately, sets, model, task, ground)])
-    for label, which in (("with discovery and ground truth for each", 1), ("with these given", 2)):
+                     seconds_of(separately, sets, model, task, ground),
+                     seconds_of(separately, sets, model, task, ground, {"progress": False})])
+    for label, which in (("with discovery and ground truth for each", 1), ("with these given", 2),
+                         ("with these given and all that is made by default", 3)):
         clock, processor = (statistics.median(row[0][i] / row[which][i] for row in rows) for i in (0, 1))
         took = [statistics.median(row[i][1] for row in rows) for i in (0, which)]
         print(f"shared: a sweep of {len(sets)} cells takes {processor:.2f} of separate calls {label} "
