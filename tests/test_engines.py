@@ -1,6 +1,7 @@
 """Sweeps on real engines: a worker is killed in the middle, and the numbers are those of an undisturbed sweep."""
 import os
 import signal
+import subprocess
 import time
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -83,6 +84,38 @@ def test_ray_loses_a_worker(unbroken, tmp_path):
     with ray_cluster() as ray:
         check_after_a_death(unbroken, tmp_path, "ray")
         assert ray.is_initialized(), "what the user connected to stays connected"
+
+
+def slurm_is_here():
+    "Does a SLURM take jobs?"
+    with suppress(OSError): return subprocess.run(["sinfo", "-h"], capture_output=True).returncode == 0
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="dask-jobqueue is not installed")
+@pytest.mark.skipif(not slurm_is_here(), reason="there is no SLURM")
+def test_slurm_loses_a_job(unbroken, tmp_path):
+    from dask_jobqueue import SLURMCluster
+    from distributed import Client
+    cancelled = []
+
+    def cancel():
+        while not list(tmp_path.glob("results/cells/*.json")): time.sleep(0.01)
+        running = ["squeue", "-h", "-t", "R", "-n", "dask-worker", "-o", "%i"]
+        cancelled.append(subprocess.run(running, capture_output=True, text=True).stdout.split()[0])
+        subprocess.run(["scancel", cancelled[0]], check=True)
+    local = dict(host="127.0.0.1", dashboard_address=None)
+    with SLURMCluster(cores=1, processes=1, memory="2GB", walltime="00:10:00", log_directory=str(tmp_path),
+                      scheduler_options=local) as cluster, Client(cluster) as client:
+        cluster.adapt(minimum=2, maximum=2)
+        client.wait_for_workers(2, timeout=120)
+        canceller = Thread(target=cancel, daemon=True)
+        canceller.start()
+        found = swept(tmp_path / "results", jobs=2, backend="dask")
+        canceller.join(1)
+    assert len(cancelled) == 1 and found.status == 0 and numbers(found) == numbers(unbroken)
+    assert not list(tmp_path.glob("results/running/*"))
 
 
 # Clusters that are not there, and workers of several threads

@@ -175,7 +175,7 @@ def test_a_cell_that_fails_is_recorded_and_the_sweep_goes_on(unbroken, out, monk
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "evaluate", broken)
         found = swept(out)
-    assert (found.status, found.made, [c.status for c in found.cells]) == (1, 2, ["failed", "done", "done"])
+    assert (found.status, found.made, [c.status for c in found.cells]) == (3, 2, ["failed", "done", "done"])
     assert found.failed[0].error.startswith("RuntimeError: the GPU is gone (test_sweeps.py, line")
     assert "the same sweep again tries those that failed" in str(found) and "the GPU is gone" in str(found)
     record = json.loads(json.dumps(found.record()))

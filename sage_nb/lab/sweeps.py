@@ -771,7 +771,7 @@ class SweepResult:
     def failed(self) -> list[Cell]: return [cell for cell in self.cells if cell.status == "failed"]
 
     @property
-    def status(self) -> int: return int(bool(self.failed))
+    def status(self) -> int: return 3 if self.failed else 0
 
     @property
     def table(self) -> pd.DataFrame:
