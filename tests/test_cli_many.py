@@ -110,7 +110,7 @@ def test_a_dry_run_beside_results_computes_nothing(swept, no_work, capsys):
     assert sweep(swept, "--dry-run", "--json", "--seeds", "0,1") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["to do"] == 2 and plan["seconds"] > 0 and [row["done"] for row in plan["frames"]] == [2, 0]
-    assert plan["basis"] == {"tiny-gpt2": "2 cells"}
+    assert plan["basis"] == {"tiny-gpt2": "by 2 cells"}
 
 
 def test_folders_and_expressions_name_sets(tmp_path, capsys):

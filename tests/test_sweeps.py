@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,13 +10,16 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
+from sage_nb.core.models import load_model
 from sage_nb.lab import sweeps
 from sage_nb.lab.cells import CellError, cell_path, cells_in, read_cell
 from sage_nb.lab.sweeps import SweepOptions, ground_of_bytes, is_done, sweep, sweep_items
+from sage_nb.tasks.task import load_task
 
 FEW = SweepOptions(sites=("v",), attributes=("IO",), tests=(1, 3))
 SETS = ["tiny-gpt2-res-topk", "tiny-gpt2-res-standard", "tiny-gpt2-res-topk-frozen-encoder"]
@@ -83,13 +87,13 @@ def test_a_sweep_that_is_done_does_nothing(unbroken, out, no_work):
 
 def test_a_dry_run_tries_one_cell_and_writes_nothing(tmp_path, unbroken):
     plan = swept(tmp_path / "new", dry_run=True)
-    assert (plan.to_do, plan.table.cells.tolist(), plan.basis) == (3, [3], {"tiny-gpt2": "a trial"}) and plan.disk > 0
-    assert plan.seconds > 0 and plan.memory > 2**20 and not (tmp_path / "new").exists()
+    assert (plan.to_do, plan.table.cells.tolist(), plan.basis) == (3, [3], {"tiny-gpt2": "by a trial"})
+    assert plan.disk > 0 and plan.seconds > 0 and plan.memory > 2**20 and not (tmp_path / "new").exists()
 
 
 def test_where_cells_are_there_a_dry_run_computes_nothing(unbroken, no_work):
     more = sweep("tiny-gpt2", "ioi", SETS, unbroken.out, seeds=[0, 1], n=64, options=FEW, dry_run=True)
-    assert more.table.done.tolist() == [3, 0] and more.basis == {"tiny-gpt2": "3 cells"}
+    assert more.table.done.tolist() == [3, 0] and more.basis == {"tiny-gpt2": "by 3 cells"}
     took = [cell.cost["seconds"] for cell in unbroken.cells]
     shared = max(cell.cost["shared seconds"] for cell in unbroken.cells)
     assert more.seconds == pytest.approx(sum(took) + shared) and more.memory > 2**20
@@ -99,7 +103,8 @@ def test_what_cannot_be_tried_has_no_time(tmp_path):
     "No cross-section is found where noise is all there is, so nothing can be tried."
     options = replace(FEW, attributes=("Pos",), sites=("resid_post",))
     plan = sweep("tiny-gpt2", "ioi", "tiny-gpt2-res-topk", tmp_path / "new", n=32, options=options, dry_run=True)
-    assert (plan.seconds, plan.memory, plan.basis) == (None, None, {}) and "time unknown" in str(plan)
+    assert (plan.seconds, plan.memory) == (None, None)
+    assert "time unknown (tiny-gpt2: there is nothing to score SAEs on: " in str(plan)
 
 
 # Ends of all kinds
@@ -257,6 +262,41 @@ def test_all_that_decides_numbers_is_in_the_name():
     others = [names(n=65), names(seeds=[1]), names(options=SweepOptions(("v",), ("IO",), tests=(1,))),
               names(options=SweepOptions(("v", "z"), ("IO",), tests=(1, 3)))]
     assert names() == names() and len({*names(), *sum(others, [])}) == 5
+
+
+# What may be given
+
+@pytest.mark.parametrize("given", [
+    dict(models=("tiny-gpt2",)), dict(models={"tiny-gpt2"}), dict(tasks=["ioi"]), dict(saes=iter([SETS[0]])),
+    dict(saes=(SETS[0],)), dict(seeds=np.arange(1)), dict(seeds=range(1)), dict(seeds=0), dict(n=np.int64(64)),
+    dict(options=SweepOptions("v", ["IO"], tests=[1, 3])), dict(options=SweepOptions(["v"], "IO", tests=(1, 3)))])
+def test_the_same_may_be_said_in_several_ways(given):
+    plain = dict(models="tiny-gpt2", tasks="ioi", saes=SETS[0], seeds=[0], n=64, options=FEW)
+    assert [item.key for item in sweep_items(**plain | given)] == [item.key for item in sweep_items(**plain)]
+
+
+@pytest.mark.parametrize("given, said", [
+    (dict(models=[]), "there are no models"), (dict(tasks=()), "there are no tasks"),
+    (dict(saes=[]), "there are no saes"),
+    (dict(seeds=[]), "there are no seeds"), (dict(options={"sites": "v"}), "are no SweepOptions"),
+    (dict(seeds=[0.5]), "seed=0.5 is not a whole number"), (dict(n="64"), "n='64' is not a whole number"),
+    (dict(out=None), "out=None is not the name of a folder"), (dict(device="cuda"), "torch sees no GPU")])
+def test_what_is_no_question_is_refused(given, said, tmp_path, no_work):
+    if torch.cuda.is_available() and "device" in given: pytest.skip("there is a GPU")
+    plain = dict(models="tiny-gpt2", tasks="ioi", saes=SETS[0], seeds=[0], n=64, options=FEW, out=tmp_path / "new")
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)): sweep(**plain | given, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_and_tasks_may_be_objects(unbroken, tmp_path):
+    model = load_model("tiny-gpt2")
+    tasks = [load_task("ioi", model, n=64, seed=seed) for seed in (0, 5)]
+    found = sweep(model, tasks, SETS[:2], tmp_path, options=FEW, progress=False, seeds=[7])
+    assert [(c.key.sae, c.key.seed) for c in found.cells] == [(SETS[0], 0), (SETS[1], 0), (SETS[0], 5), (SETS[1], 5)]
+    same = {cell.key.sae: cell.methods for cell in unbroken.cells}
+    assert [cell.methods for cell in found.cells[:2]] == [same[SETS[0]], same[SETS[1]]]
+    again = sweep(model, load_task("ioi", model, n=64), SETS[:2], tmp_path, options=FEW, progress=False)
+    assert again.made == 0, "another object of the same task is the same task"
 
 
 # Several models, and GPUs

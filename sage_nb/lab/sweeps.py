@@ -31,6 +31,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -69,6 +70,14 @@ class SweepOptions:
     tests: tuple[int, ...] = (1, 2, 3)
     twins: bool = True  # also try a random decoder of the same shape
     force: bool = False  # also score SAEs that do not seem to belong to the model
+
+    def __post_init__(self):
+        for name in ("sites", "attributes", "tests"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, (str, int)) else tuple(given))
+        for name in ("qk_fix", "products", "twins", "force"):
+            if not isinstance(getattr(self, name), bool): raise TypeError(f"{name}={getattr(self, name)!r} is no bool")
+        if not {1, 2, 3} >= {*self.tests} > set(): raise ValueError(f"tests={self.tests} are not some of 1, 2, 3")
 
     @property
     def of_evaluation(self) -> dict:
@@ -120,13 +129,18 @@ def score(
 ) -> SageReport:
     "Load, discover, fit and evaluate: the report of SAEs on a task."
     sets = load_sets(saes, device)
-    model = load_model(model, device, like=sets)
+    model = load_model(model, str(device), like=sets)
     task = _task_of(task, model, n, seed)
     check_fit(model, task, sets, options.sites)
     ground = find_ground(model, task, options, verbose=progress)
     return evaluate(model, task, *ground, sets, progress=progress, **options.of_evaluation, **others)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b3b3e77f
+def _listed(some) -> list:
+    "Things that were given one by one or together."
+    return list(some) if isinstance(some, (list, tuple, range, set, frozenset, np.ndarray, Iterator)) else [some]
+
+
 def _of_expression(text: str) -> list[str]:
     "The names that a regular expression means."
     (release, label), ids = expression_of(text), text.partition(":")[2]
@@ -151,9 +165,8 @@ def sae_sources(
     saes,  # a set, name, folder, pattern, expression, or a list of those
 ) -> list:  # each is one set, as `load_saes` takes it
     "The sets that are meant, each once."
-    if isinstance(saes, (str, Path, re.Pattern)) or not isinstance(saes, (list, tuple)): saes = [saes]
     found = []
-    for one in saes:
+    for one in _listed(saes):
         text = one.pattern if isinstance(one, re.Pattern) else str(one) if isinstance(one, (str, Path)) else None
         if text is None: found.append(one)
         elif isinstance(one, re.Pattern): found += _of_expression(text)
@@ -439,7 +452,12 @@ def _check_one(model, task: Task, saes: SAESet, options: SweepOptions) -> None:
     check_some(f"attributes of task {task.name!r}", options.attributes, [*task.attributes])
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #a1376847
-def _listed(x) -> list: return list(x) if isinstance(x, (list, tuple, range)) else [x]
+def _check_asked(options: SweepOptions, asked: dict[str, list]) -> None:
+    "An error for what is no question."
+    if not isinstance(options, SweepOptions):
+        raise TypeError(f"options {options!r} are no SweepOptions: write SweepOptions(sites=(\"v\",)), say")
+    for name, some in asked.items():
+        if not some: raise ValueError(f"there are no {name}: give at least one")
 
 
 def sweep_items(
@@ -453,11 +471,13 @@ def sweep_items(
     device: str = "cpu",
 ) -> list[CellJob]:
     "Every cell of a sweep, in the order in which they share most; an error for what cannot be."
+    models, tasks, sources, seeds = _listed(models), _listed(tasks), sae_sources(saes), _listed(seeds)
+    _check_asked(options, {"models": models, "tasks": tasks, "saes": sources, "seeds": seeds})
     items, made, settings = [], {}, asdict(options)  # tasks, each once; of models only the last is kept
-    for source in _by_model(sae_sources(saes), _listed(models)):
+    for source in _by_model(sources, models):
         some = load_sets(source)[0]
-        for model in _models_of(some, _listed(models), options.force):
-            for frame in _frames(model, some, revision, _listed(tasks), _listed(seeds), n, options, device):
+        for model in _models_of(some, models, options.force):
+            for frame in _frames(model, some, revision, tasks, seeds, n, options, device):
                 live = frame.load_model()
                 if frame not in made: made[frame] = frame.load_task(live)
                 if not options.force: some.require(live)
@@ -466,7 +486,7 @@ def sweep_items(
     times = Counter(item.key.name for item in items)
     twice = [item.key for item in items if times[item.key.name] > 1]
     if twice: raise ValueError(f"{twice[0]} is asked for twice: name every set, task, model and seed once")
-    idle = [model for model in _listed(models) if all(item.frame.model is not model for item in items)]
+    idle = [model for model in models if all(item.frame.model is not model for item in items)]
     if idle: raise ValueError(f"none of the SAEs was made for model {_model_name(idle[0])!r}: leave it out")
     order = {frame: i for i, frame in enumerate(dict.fromkeys(item.frame for item in items))}
     return sorted(items, key=lambda item: order[item.frame])
@@ -517,7 +537,7 @@ class SweepPlan:
     seconds: float | None  # of the cells to do, on one worker; None where it is not known
     disk: int  # bytes that they will take, about
     memory: int | None  # bytes of each worker
-    basis: dict[str, str]  # model -> how time and memory are known
+    basis: dict[str, str]  # model -> how time and memory are known, or why not
 
     @property
     def to_do(self) -> int: return int((self.table["cells"] - self.table["done"]).sum())
@@ -529,7 +549,7 @@ class SweepPlan:
                 "basis": self.basis}
 
     def __str__(self):
-        how = "; ".join(f"{model}: by {basis}" for model, basis in self.basis.items())
+        how = "; ".join(f"{model}: {basis}" for model, basis in self.basis.items())
         took = "time unknown" if self.seconds is None else f"about {self.seconds:.0f} s on one worker"
         memory = "" if self.memory is None else f", {self.memory / 2**30:.1f} GiB for each worker"
         return (f"{self.to_do} of {int(self.table['cells'].sum())} cells to do: {took}{f' ({how})' if how else ''}, "
@@ -538,20 +558,22 @@ class SweepPlan:
     __repr__ = __str__
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #566edcfe
-def _prices(pending: Sequence[CellJob], cells: Sequence[Cell], trial: bool) -> dict[str, Price]:
-    "What cells take, by model, as far as it is known."
+def _prices(pending: Sequence[CellJob], cells: Sequence[Cell], trial: bool) -> dict[str, Price | str]:
+    "What cells take, by model, or why a trial could not tell."
     known, first = {}, {}
     for item in pending: first.setdefault(item.key.model, item)
     for model, item in first.items():
         same = [c for c in cells if c.key.model == model and c.status == "done" and c.cost.get("seconds") is not None]
         if same: known[model] = Price.measured(same)
         elif trial:
-            with suppress(ValueError): known[model] = Price.tried(item)  # too few prompts, or nothing to score
+            try: known[model] = Price.tried(item)
+            except ValueError as error: known[model] = str(error)  # too few prompts, or nothing to score
     return known
 
 
-def _plan_of(items: Sequence[CellJob], pending: Sequence[CellJob], prices: dict[str, Price]) -> SweepPlan:
-    "The plan."
+def _plan_of(items: Sequence[CellJob], pending: Sequence[CellJob], found: dict[str, Price | str]) -> SweepPlan:
+    "The plan, with what is known of cells of each model."
+    prices = {model: price for model, price in found.items() if isinstance(price, Price)}
     rows, waiting = {}, {item.key.name for item in pending}
     for item in items:
         key = item.key
@@ -564,7 +586,7 @@ def _plan_of(items: Sequence[CellJob], pending: Sequence[CellJob], prices: dict[
         seconds = sum(prices[item.key.model].cell for item in pending) + sum(prices[m].frame for m in frames.values())
     memory = max((price.memory for price in prices.values()), default=None)
     disk = sum(_CELL_BYTES * item.key.n for item in pending)
-    basis = {model: price.basis for model, price in prices.items()}
+    basis = {model: f"by {price.basis}" if model in prices else price for model, price in found.items()}
     return SweepPlan(pd.DataFrame([*rows.values()]), seconds, disk, memory, basis)
 
 
@@ -818,6 +840,8 @@ def sweep(
     "Score every SAE set on every task, seed and model; what is done already is skipped."
     if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} is not a whole number of at least 1")
     check_engine(backend, jobs)
+    if not isinstance(out, (str, Path)): raise TypeError(f"out={out!r} is not the name of a folder")
+    device = str(device)
     _check_gpus(device, jobs, backend)
     here, out = device if jobs == 1 else "cpu", Path(out).expanduser()  # workers have the GPUs
     items = sweep_items(models, tasks, saes, seeds, n, options, revision, here)

@@ -448,10 +448,11 @@ def load_saes(
     name: str | None = None,  # how the set is called in reports; by default after where it comes from
     ids: str = "*",  # which SAEs of a folder or release that holds more than one per layer: "*/width_16k/*", or "a|b"
     dtype: torch.dtype | str = torch.float32,  # that sae_lens SAEs are kept in; sums are never in less than float32
-    device: str | None = None,  # by default the CPU, or where an object is
+    device: str | torch.device | None = None,  # by default the CPU, or where an object is
 ) -> SAESet:
     "A set of SAEs, one per layer."
     if not isinstance(ids, str): raise TypeError(f"ids={ids!r} is not a pattern such as '*/width_16k/*'")
+    device = None if device is None else str(device)
     if device is not None: _check_device(device)
     if name is not None: _check_name(name)
     dtype, stored = as_dtype(dtype), isinstance(source, (str, Path))

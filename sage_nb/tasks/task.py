@@ -49,7 +49,7 @@ class Counterfactual:
         return Counterfactual(self.prompts[rows], values, self.distractors[rows], self.answers[rows], strings)
 
 # %% ../../nbs/2_tasks/24_task.ipynb #615ec712
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tasks of the same `digest` are the same
 class Task:
     "Prompts with attributes, named positions, answers and counterfactuals."
     name: str
