@@ -92,6 +92,20 @@ def evaluated(model, part, io_sections, truth, trained):
 def report(evaluated): return evaluated[0]
 
 
+def test_for_a_card_alone_saes_are_tried_only_where_it_counts(model, part, io_sections, truth, trained):
+    "The section whose ground truth explains least is made one that does not count."
+    quick = dict(twins=False, diagnostics=False, explorers=False, progress=False)
+    explained = evaluate(model, part, io_sections, truth, trained, **quick).table.query("metric == 'R²'")
+    strict = Criteria(min_r2=explained.lo.min())
+    whole = evaluate(model, part, io_sections, truth, trained, criteria=strict, **quick)
+    card = evaluate(model, part, io_sections, truth, trained, criteria=strict, table=False, **quick)
+    assert 0 < whole.sections.counts.sum() < len(whole.sections)
+    columns = ["sae", "score", "lo", "hi", *PARTS]
+    pd.testing.assert_frame_equal(card.scores[columns], whole.scores[columns])
+    took = [report.settings["cost"]["passes"]["tests"] for report in (card, whole)]
+    assert took[0] < took[1]
+
+
 # Test 1 by a plain loop
 
 def indicators(attributes, values):

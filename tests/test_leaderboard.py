@@ -167,6 +167,27 @@ def test_models_and_tasks_may_differ_in_all_that_is_their_own(tmp_path):
     assert found == [["large", "ioi"], ["tiny", "ioi"], ["tiny", "order"]]
 
 
+def test_seeds_of_other_pools_or_rows_of_ones_own_are_not_seeds_of_one_task(tmp_path):
+    write_one(tmp_path, "A", 0.5, seed=0)
+    other = read_cell(write_one(tmp_path / "other", "A", 0.7, seed=1))
+    task = other.settings["task"] | {"pool": "unseen"}
+    write_cell(tmp_path, replace(other, settings=other.settings | {"task": task}))
+    with pytest.raises(ValueError, match="of model tiny, task ioi differ in pool"): leaderboard(tmp_path)
+    assert leaderboard(tmp_path, {"pool": "unseen"}).seeds.tolist() == [1]
+
+
+def test_over_seeds_the_worst_fit_is_shown(tmp_path):
+    for seed, fit in enumerate(("good", "refused, forced", "doubtful")):
+        cell = read_cell(write_one(tmp_path / "one", "A", 0.5, seed=seed))
+        write_cell(tmp_path, replace(cell, fit=fit))
+    assert leaderboard(tmp_path).fit.tolist() == ["refused, forced"]
+
+
+def test_a_condition_in_words_is_refused(results):
+    with pytest.raises(TypeError, match="where='task=ioi' is no dict: write {'task': 'ioi'}"):
+        leaderboard(results, where="task=ioi")
+
+
 # The hub, made up
 
 class Hub:

@@ -11,14 +11,17 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from sage_nb.core.models import load_model
+from sage_nb.core.models import EMBEDDED, load_model
 from sage_nb.lab import sweeps
-from sage_nb.lab.cells import CellError, cell_path, cells_in, read_cell
+from sage_nb.lab.cells import CellError, cell_path, cells_in, key_of, read_cell
 from sage_nb.lab.sweeps import SweepOptions, ground_of_bytes, is_done, sweep, sweep_items
+from sage_nb.saes.sets import load_saes
 from sage_nb.tasks.task import load_task
 
 FEW = SweepOptions(sites=("v",), attributes=("IO",), tests=(1, 3))
@@ -104,7 +107,7 @@ def test_what_cannot_be_tried_has_no_time(tmp_path):
     options = replace(FEW, attributes=("Pos",), sites=("resid_post",))
     plan = sweep("tiny-gpt2", "ioi", "tiny-gpt2-res-topk", tmp_path / "new", n=32, options=options, dry_run=True)
     assert (plan.seconds, plan.memory) == (None, None)
-    assert "time unknown (tiny-gpt2: there is nothing to score SAEs on: " in str(plan)
+    assert "time unknown (tiny-gpt2: ValueError: there is nothing to score SAEs on: " in str(plan)
 
 
 # Ends of all kinds
@@ -268,7 +271,8 @@ def test_all_that_decides_numbers_is_in_the_name():
 
 @pytest.mark.parametrize("given", [
     dict(models=("tiny-gpt2",)), dict(models={"tiny-gpt2"}), dict(tasks=["ioi"]), dict(saes=iter([SETS[0]])),
-    dict(saes=(SETS[0],)), dict(seeds=np.arange(1)), dict(seeds=range(1)), dict(seeds=0), dict(n=np.int64(64)),
+    dict(saes=(SETS[0],)), dict(seeds=np.arange(1)), dict(seeds=pd.Series([0])), dict(seeds=range(1)), dict(seeds=0),
+    dict(n=np.int64(64)),
     dict(options=SweepOptions("v", ["IO"], tests=[1, 3])), dict(options=SweepOptions(["v"], "IO", tests=(1, 3)))])
 def test_the_same_may_be_said_in_several_ways(given):
     plain = dict(models="tiny-gpt2", tasks="ioi", saes=SETS[0], seeds=[0], n=64, options=FEW)
@@ -280,9 +284,12 @@ def test_the_same_may_be_said_in_several_ways(given):
     (dict(saes=[]), "there are no saes"),
     (dict(seeds=[]), "there are no seeds"), (dict(options={"sites": "v"}), "are no SweepOptions"),
     (dict(seeds=[0.5]), "seed=0.5 is not a whole number"), (dict(n="64"), "n='64' is not a whole number"),
-    (dict(out=None), "out=None is not the name of a folder"), (dict(device="cuda"), "torch sees no GPU")])
+    (dict(out=None), "out=None is not the name of a folder"), (dict(device="cuda"), "torch sees no such device"),
+    (dict(device="gpu"), "none that torch knows"), (dict(device="gpu", jobs=2), "none that torch knows"),
+    (dict(models=None), "model None is neither a name"), (dict(tasks=[3]), "task 3 is neither"),
+    (dict(n=0), "n=0 is not a whole number of at least 2")])
 def test_what_is_no_question_is_refused(given, said, tmp_path, no_work):
-    if torch.cuda.is_available() and "device" in given: pytest.skip("there is a GPU")
+    if torch.cuda.is_available() and given.get("device") == "cuda": pytest.skip("there is a GPU")
     plain = dict(models="tiny-gpt2", tasks="ioi", saes=SETS[0], seeds=[0], n=64, options=FEW, out=tmp_path / "new")
     with pytest.raises((TypeError, ValueError), match=re.escape(said)): sweep(**plain | given, progress=False)
     assert not list(tmp_path.iterdir())
@@ -297,6 +304,53 @@ def test_models_and_tasks_may_be_objects(unbroken, tmp_path):
     assert [cell.methods for cell in found.cells[:2]] == [same[SETS[0]], same[SETS[1]]]
     again = sweep(model, load_task("ioi", model, n=64), SETS[:2], tmp_path, options=FEW, progress=False)
     assert again.made == 0, "another object of the same task is the same task"
+
+
+def test_numbers_of_numpy_name_the_same_cells():
+    def names(seeds, n, tests):
+        items = sweep_items("tiny-gpt2", "ioi", SETS[0], seeds, n, SweepOptions("v", "IO", tests=tests))
+        return [item.key.name for item in items]
+    assert names([1, 2], 64, (1, 3)) == names(np.arange(1, 3), np.int64(64), np.array([1, 3]))
+
+
+# What changes under way
+
+def test_a_folder_of_a_model_is_read_again_when_its_files_change(tmp_path):
+    folder = shutil.copytree(EMBEDDED / "tiny-gpt2", tmp_path / "model")
+    first = sweep_items(str(folder), "ioi", SETS[0], n=64, options=replace(FEW, force=True))[0].key
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mlp.c_proj.weight"))
+    save_file(weights | {name: weights[name] * 1.1}, folder / "model.safetensors", {"format": "pt"})
+    again = sweep_items(str(folder), "ioi", SETS[0], n=64, options=replace(FEW, force=True))[0].key
+    assert first.model_hash != again.model_hash
+
+
+@pytest.mark.parametrize("what", ["model_hash", "task_hash"])
+def test_a_cell_of_what_has_changed_fails_and_spoils_nothing(what, tmp_path):
+    "What a worker loads must be what the sweep was asked for."
+    item = sweep_items("tiny-gpt2", "ioi", SETS[0], n=64, options=FEW)[0]
+    other = item._replace(key=replace(item.key, **{what: "0" * 16}))
+    assert sweeps.make_cell(other, str(tmp_path)) == "failed"
+    failed = read_cell(cell_path(tmp_path, other.key))
+    assert f"the {what.removesuffix('_hash')} has changed since the sweep began: start it again" in failed.error
+    assert not list(tmp_path.glob("shared/*")) and sweeps.make_cell(item, str(tmp_path)) == "done"
+
+
+def test_saes_that_were_trained_on_are_other_saes(tmp_path):
+    saes = load_saes(SETS[0])
+    keys = []
+    for _ in range(2):
+        keys.append(sweep_items("tiny-gpt2", "ioi", saes, n=64, options=FEW)[0].key)
+        for sae in saes: sae.W_dec.mul_(1.01)
+    assert keys[0].sae_hash != keys[1].sae_hash
+
+
+def test_rows_of_ones_own_have_no_seed():
+    model = load_model("tiny-gpt2")
+    task = load_task("ioi", model, n=64, seed=3)
+    rows = replace(task, notes={name: x for name, x in task.notes.items() if name != "pool"})
+    saes = load_saes(SETS[0])
+    assert [key_of(model, some, saes).seed for some in (task, rows)] == [3, None]
 
 
 # Several models, and GPUs
@@ -340,7 +394,7 @@ def test_workers_without_a_gpu_each_are_refused(tmp_path, no_work):
     n = torch.cuda.device_count()
     for others in (dict(device="cuda", jobs=max(2, n + 1)), dict(device="cuda:0", jobs=2),
                    dict(device="cuda", jobs=2, backend="threading")):
-        with pytest.raises(ValueError, match="need a GPU each, and there is "): swept(tmp_path / "new", **others)
+        with pytest.raises(ValueError, match="need a GPU each|no such device"): swept(tmp_path / "new", **others)
     assert not list(tmp_path.iterdir())
 
 

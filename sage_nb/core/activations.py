@@ -415,7 +415,7 @@ class _Memory(OrderedDict):
         return self[key].clone()  # who changes it in place changes a copy
 
 
-def _digest(x): return blake2b(x.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+def _digest(x): return *x.shape, blake2b(x.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 _memory: ContextVar[_Memory | None] = ContextVar("memory", default=None)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'embedded_models', 'model_card', 'require_model', 'official_name', 'same_model', 'ModelSettings',
-           'load_model', 'model_hash', 'tokenizer_hash']
+           'check_device', 'load_model', 'model_hash', 'tokenizer_hash']
 
 # %% ../../nbs/1_core/14_models.ipynb #bfc0ea88
 import hashlib
@@ -119,6 +119,18 @@ def _quiet():
         if was: hf_logging.enable_progress_bar()
 
 
+def check_device(
+    device: str | torch.device,
+) -> None:
+    "Refuse a device that torch does not know or find here."
+    try: kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device {device!r} is none that torch knows: give cpu, cuda, cuda:1 or mps") from None
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
+    if here: return
+    raise ValueError(f"device {str(device)!r} is not here: torch sees no such device; leave device out for the CPU")
+
+
 def _check_request(name, device, dtype):
     "Refuse what cannot be loaded, before anything is."
     if name is None: raise ValueError(f"no model is named, and like says none: name one (embedded are {_embedded()})")
@@ -127,8 +139,7 @@ def _check_request(name, device, dtype):
                         "wrap a model of another kind in a TransformerBridge")
     if not str(name).strip(): raise ValueError(f"model {str(name)!r} is no name (embedded are {_embedded()})")
     if not isinstance(dtype, torch.dtype): raise TypeError(f"dtype {dtype!r} is not a torch.dtype; give torch.float32")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} is not here: torch sees no GPU; leave device out for the CPU")
+    check_device(device)
 
 
 def _embedded() -> str: return ", ".join(embedded_models())

@@ -89,7 +89,7 @@ def key_of(
     "What the numbers of an SAE set on a task depend on."
     flags = {"class": type(model).__name__, "prepend_bos": bool(model.cfg.default_prepend_bos)}
     name, dtype = str(getattr(model.cfg, "model_name", "own model")), str(next(model.parameters()).dtype)
-    seed = task.notes.get("seed")
+    seed = task.notes.get("seed") if "pool" in task.notes else None  # rows of one's own are only split by theirs
     return CellKey(name, model_hash(model), revision, flags, dtype, task.name, task.digest, len(task), seed,
                    saes.name, saes.digest, json.loads(canonical(dict(settings))))
 

@@ -27,6 +27,7 @@ from ..measures.score import PARTS
 from ..report.many import (
     CORRECTION, LEVEL, Scores, adjusted, detectable_difference, differences, pareto_front, strictest)
 from ..report.report import saebench_file, saebench_record
+from ..saes.fidelity import VERDICTS
 from ..views.explorers import Explorer, quantised, table_of
 
 # %% ../../nbs/9_lab/98_leaderboard.ipynb #7c19dfaa
@@ -48,7 +49,7 @@ def facts(
     "All that its numbers depend on, by name."
     found = {}
     for name, value in vars(cell.key).items(): found.update(_flat(name, value))
-    return found | {"sections": _within(cell.settings, "sections"),
+    return found | {"pool": _within(cell.settings, "task", "pool"), "sections": _within(cell.settings, "sections"),
                     "ground_truth": _within(cell.settings, "dictionaries", "hash")}
 
 # %% ../../nbs/9_lab/98_leaderboard.ipynb #f7e17c7f
@@ -85,7 +86,7 @@ def _counted(values: Counter, most: int = 6) -> str:
 _SAME = {  # for results that agree in these -> these must be the same, too
     (): ("score_version", "version", "settings."),
     ("model",): ("model_hash", "revision", "dtype", "flags."),
-    ("model", "task"): ("n",),
+    ("model", "task"): ("n", "pool"),
     ("model", "task", "seed"): ("task_hash", "sections", "ground_truth"),
     ("model", "sae"): ("sae_hash",),
 }
@@ -124,6 +125,7 @@ def results_in(
     where: Mapping = {},  # fact -> the value, or values, that are meant; see `facts`
 ) -> list[Cell]:
     "The finished results of one kind in a folder."
+    if not isinstance(where, Mapping): raise TypeError(f"where={where!r} is no dict: write {{'task': 'ioi'}}, say")
     found = cells_in(folder)
     failed = [cell for cell in found.cells if cell.status != "done"]
     if found.refused:
@@ -143,6 +145,11 @@ _PLACE = ["sae", "model", "task"]
 _COLUMNS = ["score", "lo", "hi", "margin", *PARTS, "l0", "width", "passes", "seconds", "seeds", "n", "fit"]
 
 
+def _worst(fits: pd.Series) -> str:
+    "The verdict of several that a reader must know."
+    return max(fits, key=lambda fit: ("", *VERDICTS).index(fit.partition(",")[0]))
+
+
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     "One row for an SAE on a task, of one row for each seed."
     rows = rows.rename(columns={"score_lo": "lo", "score_hi": "hi"}).reindex(columns=[*_PLACE, *_COLUMNS])
@@ -150,7 +157,7 @@ def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(_PLACE, sort=False)
     numbers = [name for name in _COLUMNS if name not in ("seeds", "fit", "n")]
     table = groups[numbers].mean()
-    table["seeds"], table["n"], table["fit"] = groups.size(), groups["n"].first(), groups["fit"].first()
+    table["seeds"], table["n"], table["fit"] = groups.size(), groups["n"].first(), groups["fit"].agg(_worst)
     within = groups[["below", "above"]].mean().mean(axis=1) / 1.96**2
     factor = (groups["score"].var().fillna(0) / within.clip(lower=1e-12)).clip(lower=1) ** 0.5
     for name, side, sign in (("lo", "below", -1), ("hi", "above", 1)):

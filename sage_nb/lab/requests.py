@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITE_NAMES', 'ENGINES', 'embedded_names', 'release_models', 'hub_names', 'hub_aliases', 'did_you_mean',
            'check_model_name', 'check_task', 'made_for', 'check_sae_names', 'expression_of', 'folders_like',
-           'is_pattern', 'named_saes', 'check_some', 'check_engine', 'check_device', 'check_fit']
+           'is_pattern', 'named_saes', 'check_some', 'check_engine', 'check_device_name', 'check_fit']
 
 # %% ../../nbs/9_lab/92_requests.ipynb #ecd097df
 import ast
@@ -252,7 +252,7 @@ def check_engine(
                          "many cells may be made at once")
 
 
-def check_device(
+def check_device_name(
     device: str,
 ) -> None:
     "Refuse the name of no device; whether it is here, torch says."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SweepOptions', 'Ground', 'find_ground', 'score', 'sae_sources', 'ground_bytes', 'ground_of_bytes', 'claim',
-           'own_device', 'Frame', 'CellJob', 'is_done', 'make_cell', 'sweep_items', 'Price', 'SweepPlan', 'SweepResult',
-           'sweep']
+           'own_device', 'release', 'Frame', 'CellJob', 'is_done', 'make_cell', 'sweep_items', 'Price', 'SweepPlan',
+           'SweepResult', 'sweep']
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #a554a12f
 import atexit
@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass, replace
@@ -27,11 +27,11 @@ from functools import cache, lru_cache
 from getpass import getuser
 from importlib.util import find_spec
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -46,7 +46,8 @@ from tqdm.auto import tqdm
 
 from ..core.activations import Node
 from ..core.hub import clear_parts, write_whole
-from ..core.models import ModelSettings, load_model, same_model
+from ..core.activations import is_hooked
+from ..core.models import ModelSettings, check_device, load_model, model_hash, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
     Cell, CellError, CellKey, cell_of, cell_path, cells_in, has_evidence, key_of, read_cell, write_cell)
@@ -74,7 +75,8 @@ class SweepOptions:
     def __post_init__(self):
         for name in ("sites", "attributes", "tests"):
             given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, (str, int)) else tuple(given))
+            given = [given] if isinstance(given, (str, int)) else given
+            object.__setattr__(self, name, tuple(dict.fromkeys(int(x) if name == "tests" else x for x in given)))
         for name in ("qk_fix", "products", "twins", "force"):
             if not isinstance(getattr(self, name), bool): raise TypeError(f"{name}={getattr(self, name)!r} is no bool")
         if not {1, 2, 3} >= {*self.tests} > set(): raise ValueError(f"tests={self.tests} are not some of 1, 2, 3")
@@ -113,7 +115,7 @@ def _task_of(task, model, n: int | None, seed: int | None) -> Task:
     "A task by name, file or object."
     if isinstance(task, Task): return task
     if str(task).endswith(".json"): return load_task(task, model)
-    return load_task(task, model, n=n or _PROMPTS, seed=seed or 0)
+    return load_task(task, model, n=_PROMPTS if n is None else n, seed=seed or 0)
 
 
 def score(
@@ -128,6 +130,8 @@ def score(
     **others,  # that `evaluate` takes: explorers, diagnostics, batch_size, …
 ) -> SageReport:
     "Load, discover, fit and evaluate: the report of SAEs on a task."
+    if wrong := [*others.keys() & options.of_evaluation]:
+        raise TypeError(f"{wrong[0]} is one of the options: say options=SweepOptions({wrong[0]}={others[wrong[0]]!r})")
     sets = load_sets(saes, device)
     model = load_model(model, str(device), like=sets)
     task = _task_of(task, model, n, seed)
@@ -138,7 +142,8 @@ def score(
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b3b3e77f
 def _listed(some) -> list:
     "Things that were given one by one or together."
-    return list(some) if isinstance(some, (list, tuple, range, set, frozenset, np.ndarray, Iterator)) else [some]
+    alone = str, Path, Mapping, SAESet, re.Pattern
+    return list(some) if isinstance(some, Iterable) and not isinstance(some, alone) else [some]
 
 
 def _of_expression(text: str) -> list[str]:
@@ -253,7 +258,14 @@ def own_device(
     gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
     mine = claim(gpus)
     if mine is not None: return f"cuda:{mine}"
-    raise RuntimeError(f"a sweep computes on each of the {len(gpus)} GPUs here: wait for one, or say device='cuda:0'")
+    raise OSError(errno.EBUSY, f"a sweep computes on each of the {len(gpus)} GPUs here: wait for one, or name one that "
+                  "has room, device='cuda:0'")
+
+
+def release() -> None:
+    "Give back what this process has claimed."
+    while _claims: _claims.pop().release()
+    own_device.cache_clear()
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #d0544868
 @dataclass(frozen=True)
@@ -276,7 +288,10 @@ class Frame:
     def load_model(self):
         "The model; the last one that was named is kept."
         if not isinstance(self.model, (str, Path)): return self.model
-        return _named_model(str(self.model), self.settings, self.revision, own_device(self.device))
+        name, folder = str(self.model), Path(self.model).expanduser()
+        files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
+        stamp = tuple((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        return _named_model(name, self.settings, self.revision, own_device(self.device), stamp)
 
     def load_task(self, model) -> Task: return _task_of(self.task, model, self.n, self.seed)
 
@@ -289,7 +304,8 @@ class CellJob(NamedTuple):
 
 
 @lru_cache(maxsize=1)  # models are large
-def _named_model(name: str, settings: ModelSettings, revision: str | None, device: str):
+def _named_model(name: str, settings: ModelSettings, revision: str | None, device: str, stamp: tuple):
+    "A model; of a folder the stamp says how its files were."
     return load_model(name, device, revision=revision, like=settings)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b342c2cb
@@ -310,7 +326,8 @@ def _ground(out: str | Path, item: CellJob, model, task: Task) -> tuple[Ground, 
 @dataclass
 class _Stage:
     "All that cells of a frame stand on, in this process."
-    frame: Frame
+    frame: str  # its name
+    options: SweepOptions
     out: str
     model: object
     task: Task
@@ -322,10 +339,13 @@ class _Stage:
     @classmethod
     def of(cls, item: CellJob, out: str) -> "_Stage":
         model, task = item.frame.load()
+        for what, hashed, was in (("model", model_hash(model), item.key.model_hash),
+                                  ("task", task.digest, item.key.task_hash)):
+            if hashed != was: raise ValueError(f"the {what} has changed since the sweep began: start it again")
         ground, seconds = _ground(out, item, model, task)
         context, stack = copy_context(), ExitStack()
         context.run(stack.enter_context, sharing())
-        return cls(item.frame, out, model, task, ground, seconds, context, stack)
+        return cls(item.key.frame, item.frame.options, out, model, task, ground, seconds, context, stack)
 
     def leave(self) -> None:
         "Forget what was shared."
@@ -334,7 +354,7 @@ class _Stage:
     def report(self, saes: SAESet) -> SageReport:
         return self.context.run(
             evaluate, self.model, self.task, *self.ground, saes, diagnostics=False, explorers=False, table=False,
-            progress=False, **self.frame.options.of_evaluation)
+            progress=False, **self.options.of_evaluation)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #9d013c54
 _stages: dict[str, _Stage] = {}  # the last one
@@ -349,7 +369,7 @@ def _leave() -> None:
 def _stage(item: CellJob, out: str) -> _Stage:
     "The stage of an item: the last one if it is of the same frame."
     last = _stages.get("last")
-    if last is None or last.frame != item.frame or last.out != out:
+    if last is None or last.frame != item.key.frame or last.out != out:
         _leave()
         _stages["last"] = _Stage.of(item, out)
     return _stages["last"]
@@ -379,6 +399,14 @@ def _why(error: BaseException) -> str:
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:2000]}{where}"
 
+# %% ../../nbs/9_lab/97_sweeps.ipynb #0be90f18
+_ENDS = errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EBUSY  # no room on the disk, no GPU: no fault of a cell
+
+
+def _as_it_is(saes: SAESet) -> SAESet:
+    "The set with a digest of its weights as they are now: SAEs that are given as objects may have been trained on."
+    return replace(saes, saes={place: replace(sae) for place, sae in saes.saes.items()})
+
 
 _one_at_a_time = Lock()  # cells of a process share what is computed once, and its GPU
 
@@ -402,13 +430,13 @@ def make_cell(
     with _one_at_a_time, _marked(out, item.key):
         try:
             stage = _stage(item, out)
-            saes = load_sets(item.source, own_device(item.frame.device))[0]
+            saes = _as_it_is(load_sets(item.source, own_device(item.frame.device))[0])
             if saes.digest != item.key.sae_hash:
                 raise ValueError(f"SAEs {saes.name!r} have changed since the sweep began: start it again")
             cell, evidence = cell_of(stage.report(saes), item.key, stage.seconds)
             stage.seconds = 0.0
         except Exception as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EROFS, errno.EDQUOT): raise
+            if getattr(error, "errno", None) in _ENDS: raise
             if _is_of_an_interrupt(error): raise KeyboardInterrupt from error
             cell, evidence = Cell(item.key, "failed", _why(error)), {}
         write_cell(out, cell, evidence)
@@ -442,7 +470,7 @@ def _frames(model, saes: SAESet, revision, tasks, seeds, n, options, device) -> 
     for task in tasks:
         own = isinstance(task, Task) or str(task).endswith(".json")
         for seed in ([None] if own else seeds):
-            n_prompts = None if own else n or _PROMPTS
+            n_prompts = None if own else _PROMPTS if n is None else n
             yield Frame(model, saes.model_settings, revision, task, n_prompts, seed, options, device)
 
 
@@ -458,6 +486,12 @@ def _check_asked(options: SweepOptions, asked: dict[str, list]) -> None:
         raise TypeError(f"options {options!r} are no SweepOptions: write SweepOptions(sites=(\"v\",)), say")
     for name, some in asked.items():
         if not some: raise ValueError(f"there are no {name}: give at least one")
+    for model in asked["models"]:
+        if isinstance(model, (str, Path)) or is_hooked(model): continue
+        raise TypeError(f"model {model!r:.100} is neither a name, a folder nor a TransformerLens model")
+    for task in asked["tasks"]:
+        if isinstance(task, (str, Path, Task)): continue
+        raise TypeError(f"task {task!r:.100} is neither a built-in task's name, a JSON file nor a Task")
 
 
 def sweep_items(
@@ -472,10 +506,12 @@ def sweep_items(
 ) -> list[CellJob]:
     "Every cell of a sweep, in the order in which they share most; an error for what cannot be."
     models, tasks, sources, seeds = _listed(models), _listed(tasks), sae_sources(saes), _listed(seeds)
+    seeds = [int(seed) if isinstance(seed, Integral) else seed for seed in seeds]  # NumPy's are none of JSON
+    n = int(n) if isinstance(n, Integral) else n
     _check_asked(options, {"models": models, "tasks": tasks, "saes": sources, "seeds": seeds})
     items, made, settings = [], {}, asdict(options)  # tasks, each once; of models only the last is kept
     for source in _by_model(sources, models):
-        some = load_sets(source)[0]
+        some = _as_it_is(load_sets(source)[0])
         for model in _models_of(some, models, options.force):
             for frame in _frames(model, some, revision, tasks, seeds, n, options, device):
                 live = frame.load_model()
@@ -516,6 +552,10 @@ class Price(NamedTuple):
         item: CellJob,
     ) -> "Price":
         "By a trial, which writes nothing."
+        basis = "a trial"
+        try: check_device(item.frame.device)
+        except ValueError:  # which workers elsewhere may have
+            item, basis = item._replace(frame=replace(item.frame, device="cpu")), "a trial on the CPU of this machine"
         model, task = item.frame.load()
         start, options = time.perf_counter(), item.frame.options
         ground = find_ground(model, task, options)
@@ -524,7 +564,7 @@ class Price(NamedTuple):
         plan = evaluate(model, task, *ground, saes, plan=True, **quick, **options.of_evaluation)
         took, own = plan.phases["seconds"], 1 + options.twins
         cell = took["checks"] / 2 + took["baselines"] + took["tests"] * own / (own + 3)
-        return cls(cell, found + plan.seconds - cell, plan.memory, "a trial")
+        return cls(cell, found + plan.seconds - cell, plan.memory, basis)
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #7da51956
 _CELL_BYTES = 4_000  # of a prompt, in a cell and its evidence, about
@@ -563,11 +603,13 @@ def _prices(pending: Sequence[CellJob], cells: Sequence[Cell], trial: bool) -> d
     known, first = {}, {}
     for item in pending: first.setdefault(item.key.model, item)
     for model, item in first.items():
-        same = [c for c in cells if c.key.model == model and c.status == "done" and c.cost.get("seconds") is not None]
+        like = model, item.key.n, item.key.settings
+        same = [c for c in cells if (c.key.model, c.key.n, c.key.settings) == like and c.status == "done"]
+        same = [c for c in same if c.cost.get("seconds") is not None]
         if same: known[model] = Price.measured(same)
         elif trial:
             try: known[model] = Price.tried(item)
-            except ValueError as error: known[model] = str(error)  # too few prompts, or nothing to score
+            except Exception as error: known[model] = _why(error)  # as it would be of a cell, which fails alone
     return known
 
 
@@ -594,7 +636,7 @@ def _pending(items: Sequence[CellJob], out: str | Path) -> list[CellJob]:
     "The items whose cells are not there."
     return [item for item in items if not is_done(out, item.key)]
 
-
+# %% ../../nbs/9_lab/97_sweeps.ipynb #fd72b67a
 def _check_room(out: Path, plan: SweepPlan, pending: Sequence[CellJob], jobs: int) -> None:
     "An error if the folder cannot be written to, or the disk or the engine does not allow what is planned."
     make_folder(out)
@@ -612,11 +654,12 @@ def _check_room(out: Path, plan: SweepPlan, pending: Sequence[CellJob], jobs: in
 
 def _check_gpus(device: str, jobs: int, backend: str) -> None:
     "An error if workers of this machine cannot have a GPU each; what others have, they know."
+    if backend in ("loky", "threading"): check_device(device)
     if jobs == 1 or backend not in ("loky", "threading") or not device.startswith("cuda"): return
     n = torch.cuda.device_count() if device == "cuda" and backend == "loky" else min(1, torch.cuda.device_count())
     if jobs <= n: return
     raise ValueError(f"jobs={jobs} workers with device={device!r} need a GPU each, and there is {n} for them: "
-                     f"say jobs={max(1, n)}" + ("" if n else ", and leave device out"))
+                     f"say jobs={n}")
 
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b6285531
 @contextmanager
@@ -847,7 +890,10 @@ def sweep(
     items = sweep_items(models, tasks, saes, seeds, n, options, revision, here)
     items = [item._replace(frame=replace(item.frame, device=device)) for item in items]
     pending = _pending(items, out)
-    plan = _plan_of(items, pending, _prices(pending, cells_in(out).cells if out.is_dir() else [], trial=dry_run))
+    try: prices = _prices(pending, cells_in(out).cells if out.is_dir() else [], trial=dry_run)
+    finally:
+        if dry_run or jobs > 1: release()
+    plan = _plan_of(items, pending, prices)
     if dry_run: return plan
     _check_room(out, plan, pending, jobs)
     clear_parts(out)
@@ -860,5 +906,7 @@ def sweep(
     except BaseException as error:
         _go_on(error, pending, str(out))
         raise
-    finally: _leave()
+    finally:
+        _leave()
+        release()
     return SweepResult(out, [read_cell(cell_path(out, item.key)) for item in items], len(pending))

@@ -9,7 +9,6 @@ __all__ = ['MOST_EXPLORED', 'sections_hash', 'scores_of', 'clear_latents', 'is_l
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -32,8 +31,8 @@ from ..measures.score import (
 from .reasons import form_of, section_reasons, value_reason
 from .report import Evaluated, SageReport, worst_verdict
 from .trials import (
-    FLOOR, GREEDY_KS, IDENTITY, SectionGround, SectionTrial, Settings, Trial, baselines, remembering, report_table,
-    scored_alike, shared_now, try_on, twin_name)
+    FLOOR, GREEDY_KS, IDENTITY, SectionGround, SectionTrial, Settings, Trial, baselines, is_component, remembering,
+    report_table, scored_alike, shared_now, try_on, twin_name)
 from ..saes.codes import remembered_codes
 from ..saes.fidelity import check_saes
 from ..saes.reconstruction import ProjectionSettings, projection_plan, reads
@@ -141,7 +140,7 @@ def _given(saes) -> list[SAESet]:
         if names.count(name) > 1:
             raise ValueError(f"several SAE sets are called {name!r}: give each a name of its own, "
                              "load_saes(..., name=...)")
-        if name in ours or re.fullmatch(r"PCA-\d+( at \w+)?", name):
+        if name in ours or is_component(name):
             raise ValueError(f"an SAE set is called {name!r}, which is what a baseline is called here: "
                              "give it another name, load_saes(..., name=...)")
     return sets
@@ -358,11 +357,11 @@ def _card(
 ) -> SageReport:
     "A report with nothing but the scores and their evidence."
     counted, none, shared = [trial for trial in trials if not trial.verdict], pd.DataFrame(), shared_now()
-    evidence = {name: [trial.evidence(name) for trial in counted] for name in trials[0].methods}
+    evidence = {name: [trial.evidence(name) for trial in counted] for name in counted[0].methods}
     if shared: evidence = shared.same(tried, evidence)
     scored = [name for name in figures if name in evidence]
     return SageReport(table=none, scores=scores_of(evidence), fit=_fit_table(figures, scored), sections=none,
-                      latents=none, settings=about | {"baselines": _baselines(trials, scored)}, notes=[],
+                      latents=none, settings=about | {"baselines": _baselines(counted, scored)}, notes=[],
                       evidence=evidence, discovery=sections)
 
 
@@ -439,6 +438,7 @@ class _Work:
     force: bool
     twins: bool
     diagnostics: bool
+    whole: bool = True  # also try SAEs where the section does not count
 
     def sets(self, meter: Meter) -> tuple[dict[str, pd.DataFrame], list[SAESet], list[SAESet]]:
         "By set, the fit of its SAEs; the sets that are scored; and these behind their baselines."
@@ -472,6 +472,9 @@ class _Work:
         shared, older = shared_now(), names if self.diagnostics else []
         plain = {saes.name: saes.digest for saes in tried if saes.name in scored_alike(tried)} if shared else {}
         for ground in self.grounds(tried, meter):
+            if ground.verdict and not self.whole:
+                yield ground.bench, try_on(ground, self.task, (), self.settings)
+                continue
             known, section = {}, ground.bench.section.name
             for name, digest in plain.items():
                 if (section, digest) in shared.trials: known[name] = shared.trials[section, digest]
@@ -551,7 +554,8 @@ def evaluate(
     settings = Settings.of(tests, ProjectionSettings(scale, pattern, route), ks, criteria, size)
     given = _given(saes)
     diagnosis = _diagnosed(model, sections, given)
-    work = _Work(model, task, sections, truth, given, settings, force, twins, diagnostics)
+    work = _Work(model, task, sections, truth, given, settings, force, twins, diagnostics,
+                 whole=table or plan or on_section is not None)
     if plan: return _plan(work)
     meter, trials = Meter(model), []
     with remembering():

@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from ..core.activations import HEAD_SITES, Node, hooks_of, is_hooked, n_heads
 from ..core.digest import digest_of
 from ..core.hub import not_a_file, parsed, tensor_shapes, why
-from ..core.models import EMBEDDED, ModelSettings
+from ..core.models import EMBEDDED, ModelSettings, check_device
 from ..discovery.tables import html_table
 from .adapters import (
     ARCHITECTURES, EMBEDDING, TRANSCODERS, Placement, Said, as_dtype, from_object, from_sae_lens,
@@ -428,14 +428,6 @@ def _stored(source: str | Path) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _check_device(device):
-    "Refuse a device that torch does not have."
-    kind = torch.device(device).type  # says what there is, if it is none
-    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()): return
-    if kind == "mps" and torch.backends.mps.is_available(): return
-    raise ValueError(f"device {str(device)!r} cannot be used here: torch finds none; use 'cpu'")
-
-
 def _require_sae_lens(source):
     "An error where files of sae_lens are to be read without it."
     if find_spec("sae_lens") is None:
@@ -453,7 +445,7 @@ def load_saes(
     "A set of SAEs, one per layer."
     if not isinstance(ids, str): raise TypeError(f"ids={ids!r} is not a pattern such as '*/width_16k/*'")
     device = None if device is None else str(device)
-    if device is not None: _check_device(device)
+    if device is not None: check_device(device)
     if name is not None: _check_name(name)
     dtype, stored = as_dtype(dtype), isinstance(source, (str, Path))
     if not stored and ids != "*":
