@@ -286,6 +286,7 @@ def test_the_same_may_be_said_in_several_ways(given):
     (dict(seeds=[0.5]), "seed=0.5 is not a whole number"), (dict(n="64"), "n='64' is not a whole number"),
     (dict(out=None), "out=None is not the name of a folder"), (dict(device="cuda"), "torch sees no such device"),
     (dict(device="gpu"), "none that torch knows"), (dict(device="gpu", jobs=2), "none that torch knows"),
+    (dict(device="gpu", jobs=2, backend="dask"), "device 'gpu' is not one of cpu, cuda"),
     (dict(models=None), "model None is neither a name"), (dict(tasks=[3]), "task 3 is neither"),
     (dict(n=0), "n=0 is not a whole number of at least 2")])
 def test_what_is_no_question_is_refused(given, said, tmp_path, no_work):

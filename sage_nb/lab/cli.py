@@ -138,7 +138,7 @@ def check(self: Discover) -> None:
         raise ValueError(f"{given[0]} says nothing about {self.task!r}, whose prompts are its rows: leave it out")
     check_some("--attributes", self.attributes, known)
     check_some("--sites", self.sites, SITE_NAMES)
-    check_device_name(self.device)
+    check_device_name(self.device, "--")
     self._check_rest()
 
 
@@ -268,7 +268,7 @@ class Doctor:
 def run(self: Doctor) -> None:
     "Show all checks; an error if one failed."
     check_model_name(self.model)
-    check_device_name(self.device)
+    check_device_name(self.device, "--")
     console = Console(self.quiet, self.json)
     with hushed(console.progress):
         from sage_nb.core.doctor import doctor
@@ -357,7 +357,7 @@ def check(self: Sweep) -> None:
         raise ValueError(f"{given[0]} says nothing about {self.tasks[0]!r}, whose prompts are its rows: leave it out")
     check_some("--sites", self.sites, SITE_NAMES)
     check_engine(self.backend, self.jobs)
-    check_device_name(self.device)
+    check_device_name(self.device, "--")
     check_sae_names(named_saes(self.saes), self.models, self.force)
     check_folder(self.out)
     blocked = [name for name in _FOLDERS if (Path(self.out).expanduser() / name).is_file()]

@@ -254,10 +254,11 @@ def check_engine(
 
 def check_device_name(
     device: str,
+    flags: str = "",  # what stands before the names of options: "--" on the command line
 ) -> None:
     "Refuse the name of no device; whether it is here, torch says."
     if re.fullmatch(r"cpu|mps|cuda(:\d+)?", device): return
-    raise ValueError(f"--device {device!r} is not one of cpu, cuda, cuda:0 and so on, mps")
+    raise ValueError(f"{flags}device {device!r} is not one of cpu, cuda, cuda:0 and so on, mps")
 
 # %% ../../nbs/9_lab/92_requests.ipynb #34154eca
 def _speaks(saes, site: str, n_layers: int) -> bool:

@@ -44,14 +44,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.activations import Node
+from ..core.activations import Node, is_hooked
 from ..core.hub import clear_parts, write_whole
-from ..core.activations import is_hooked
 from ..core.models import ModelSettings, check_device, load_model, model_hash, same_model
 from ..discovery.sections import CrossSections, find_cross_sections
 from .cells import (
     Cell, CellError, CellKey, cell_of, cell_path, cells_in, has_evidence, key_of, read_cell, write_cell)
-from .requests import check_engine, check_fit, check_some, expression_of, folders_like, is_pattern, made_for
+from .requests import (
+    check_device_name, check_engine, check_fit, check_some, expression_of, folders_like, is_pattern, made_for)
 from ..report.evaluation import evaluate, sections_hash
 from ..report.report import SageReport, make_folder
 from ..report.trials import sharing
@@ -655,6 +655,7 @@ def _check_room(out: Path, plan: SweepPlan, pending: Sequence[CellJob], jobs: in
 def _check_gpus(device: str, jobs: int, backend: str) -> None:
     "An error if workers of this machine cannot have a GPU each; what others have, they know."
     if backend in ("loky", "threading"): check_device(device)
+    else: check_device_name(device)  # workers elsewhere may have others
     if jobs == 1 or backend not in ("loky", "threading") or not device.startswith("cuda"): return
     n = torch.cuda.device_count() if device == "cuda" and backend == "loky" else min(1, torch.cuda.device_count())
     if jobs <= n: return
