@@ -438,7 +438,7 @@ class _Work:
     force: bool
     twins: bool
     diagnostics: bool
-    whole: bool = True  # also try SAEs where the section does not count
+    whole: bool = True  # also what no score is made of: reconstructions by all latents, sections that do not count
 
     def sets(self, meter: Meter) -> tuple[dict[str, pd.DataFrame], list[SAESet], list[SAESet]]:
         "By set, the fit of its SAEs; the sets that are scored; and these behind their baselines."
@@ -478,7 +478,8 @@ class _Work:
             known, section = {}, ground.bench.section.name
             for name, digest in plain.items():
                 if (section, digest) in shared.trials: known[name] = shared.trials[section, digest]
-            with meter.phase("tests"): trial = try_on(ground, self.task, tried, self.settings, older, names, known)
+            rebuilt = names if self.whole else ()
+            with meter.phase("tests"): trial = try_on(ground, self.task, tried, self.settings, older, rebuilt, known)
             for name, digest in plain.items(): shared.trials[section, digest] = trial.trials[name]
             yield ground.bench, trial
 
