@@ -126,8 +126,8 @@ def check_device(
     try: kind = torch.device(device).type
     except (RuntimeError, TypeError):
         raise ValueError(f"device {device!r} is none that torch knows: give cpu, cuda, cuda:1 or mps") from None
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
-    if here: return
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if here.get(kind): return
     raise ValueError(f"device {str(device)!r} is not here: torch sees no such device; leave device out for the CPU")
 
 
