@@ -284,9 +284,10 @@ def _check_size(task, flags: str):
 
 def _check_places(model, task, saes, have: Sequence[str]):
     "Refuse SAEs that have no place in the model, or read another number of values than are there."
-    from sage_nb.core.activations import SITES, capture
+    from sage_nb.core.activations import SITES, capture, hooks_of
+    known = hooks_of(model)
     for place in saes.saes:
-        if f"blocks.{place.layer}.{SITES.get(place.site)}" in model.hook_dict: continue
+        if f"blocks.{place.layer}.{SITES.get(place.site)}" in known: continue
         raise ValueError(f"SAE set {saes.name!r} has an SAE at {place}, and the model has no such place "
                          f"({model.cfg.n_layers} layers, sites {', '.join(have)}): take SAEs of this model")
     there = capture(model, task.prompts[:1], saes.saes)

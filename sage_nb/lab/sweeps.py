@@ -24,7 +24,6 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
-from getpass import getuser
 from importlib.util import find_spec
 from itertools import islice
 from numbers import Integral
@@ -240,8 +239,9 @@ def claim(
     names: Sequence[str],  # of things of this machine, such as GPUs
 ) -> int | None:
     "The place of the first that no living process of this user has claimed, which is now this one's; None if none is."
+    user = re.sub(r"\W", "-", psutil.Process().username())  # its number, where a container gives it no name
     for i, name in enumerate(names):
-        lock = FileLock(Path(tempfile.gettempdir()) / f"sage_nb-{getuser()}-{name}.lock")
+        lock = FileLock(Path(tempfile.gettempdir()) / f"sage_nb-{user}-{name}.lock")
         with suppress(Timeout):
             lock.acquire(blocking=False)
             _claims.append(lock)
@@ -662,6 +662,14 @@ def _check_gpus(device: str, jobs: int, backend: str) -> None:
     raise ValueError(f"jobs={jobs} workers with device={device!r} need a GPU each, and there is {n} for them: "
                      f"say jobs={n}")
 
+
+def _check_call(jobs: int, backend: str, out, device: str) -> None:
+    "An error for what could not be swept by anybody."
+    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} is not a whole number of at least 1")
+    check_engine(backend, jobs)
+    if not isinstance(out, (str, Path)): raise TypeError(f"out={out!r} is not the name of a folder")
+    _check_gpus(device, jobs, backend)
+
 # %% ../../nbs/9_lab/97_sweeps.ipynb #b6285531
 @contextmanager
 def _dask(jobs: int) -> Iterator[None]:
@@ -866,6 +874,21 @@ def _go_on(error: BaseException, pending: Sequence[CellJob], out: str) -> None:
                    "the same sweep again goes on from there")
 
 
+def _make_all(pending: Sequence[CellJob], out: str, jobs: int, backend: str) -> None:
+    "Make the cells, here or on workers; whatever ends it, what was shared is forgotten and GPUs are given back."
+    try:
+        if jobs == 1:
+            for item in pending: make_cell(item, out)
+        elif pending:
+            with _engine(backend, jobs): _spread(pending, out, jobs, backend)
+    except BaseException as error:
+        _go_on(error, pending, out)
+        raise
+    finally:
+        _leave()
+        release()
+
+
 def sweep(
     models,  # one or several: names, folders, or TransformerLens models
     tasks,  # one or several: built-in tasks, JSON files, or `Task`s
@@ -882,11 +905,8 @@ def sweep(
     device: str = "cpu",  # where what is named is put; cuda is a GPU of its own for each worker
 ) -> SweepResult | SweepPlan:
     "Score every SAE set on every task, seed and model; what is done already is skipped."
-    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} is not a whole number of at least 1")
-    check_engine(backend, jobs)
-    if not isinstance(out, (str, Path)): raise TypeError(f"out={out!r} is not the name of a folder")
     device = str(device)
-    _check_gpus(device, jobs, backend)
+    _check_call(jobs, backend, out, device)
     here, out = device if jobs == 1 else "cpu", Path(out).expanduser()  # workers have the GPUs
     items = sweep_items(models, tasks, saes, seeds, n, options, revision, here)
     items = [item._replace(frame=replace(item.frame, device=device)) for item in items]
@@ -898,16 +918,5 @@ def sweep(
     if dry_run: return plan
     _check_room(out, plan, pending, jobs)
     clear_parts(out)
-    try:
-        with _shown(pending, str(out), progress):
-            if jobs == 1:
-                for item in pending: make_cell(item, str(out))
-            elif pending:
-                with _engine(backend, jobs): _spread(pending, str(out), jobs, backend)
-    except BaseException as error:
-        _go_on(error, pending, str(out))
-        raise
-    finally:
-        _leave()
-        release()
+    with _shown(pending, str(out), progress): _make_all(pending, str(out), jobs, backend)
     return SweepResult(out, [read_cell(cell_path(out, item.key)) for item in items], len(pending))

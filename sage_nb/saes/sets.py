@@ -444,8 +444,9 @@ def load_saes(
 ) -> SAESet:
     "A set of SAEs, one per layer."
     if not isinstance(ids, str): raise TypeError(f"ids={ids!r} is not a pattern such as '*/width_16k/*'")
-    device = None if device is None else str(device)
-    if device is not None: check_device(device)
+    if device is not None:
+        check_device(device)
+        device = str(device)  # as safetensors has it
     if name is not None: _check_name(name)
     dtype, stored = as_dtype(dtype), isinstance(source, (str, Path))
     if not stored and ids != "*":
